@@ -1,0 +1,124 @@
+"""A backend without an engine: it says what it was told to say, and counts.
+
+For tests, examples and for trying out samplers and sessions without a model. Read it beside
+`backend.py`: it keeps every promise of the protocol in plain Python.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from qwen_edge.errors import DeviceError
+from qwen_edge.runtime.backends.backend import Logits
+from qwen_edge.runtime.backends.checks import (
+    check_room,
+    check_token_ids,
+    check_trim,
+    closed_error,
+)
+
+NextToken = Callable[[Sequence[int]], int]
+"""Maps the ids in the cache, in order, to the id that should come next."""
+
+_FAVOURED_LOGIT = 10.0  # the others are 0: at temperature 1 and 1,024 ids still 95.6 % likely
+
+
+class FakeBackend:
+    """One sequence whose continuation is scripted.
+
+    Args:
+        script: Ids to favour one after the other, one for each `forward` of this backend's
+            life whatever it is fed, the last for ever; or a function of the cached ids, which
+            then also makes the answer depend on what was trimmed.
+        vocab_size: Length of the logits.
+        max_context_tokens: Most tokens in the cache.
+        fail_at_call: The `forward` of this number, counted from 1, raises `DeviceError`.
+
+    Raises:
+        ValueError: The script is empty or leaves the vocabulary.
+
+    State:
+        `cached_ids` are the ids in the cache; `num_forward_calls`, `num_forward_tokens` and
+        `num_resets` count what was asked; `is_closed` is set by `close`.
+    """
+
+    def __init__(
+        self,
+        script: Sequence[int] | NextToken,
+        *,
+        vocab_size: int = 256,
+        max_context_tokens: int = 4096,
+        fail_at_call: int | None = None,
+    ) -> None:
+        if not callable(script):
+            check_token_ids(script, vocab_size)
+        self._script = script
+        self._vocab_size = vocab_size
+        self._max_context_tokens = max_context_tokens
+        self._fail_at_call = fail_at_call
+        self.cached_ids: list[int] = []
+        self.num_forward_calls = 0
+        self.num_forward_tokens = 0
+        self.num_resets = 0
+        self.is_closed = False
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens in the cache."""
+        return len(self.cached_ids)
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Most tokens that the cache may hold."""
+        return self._max_context_tokens
+
+    @property
+    def vocab_size(self) -> int:
+        """Length of the logits."""
+        return self._vocab_size
+
+    def forward(self, token_ids: Sequence[int]) -> Logits:
+        """Append ids; return logits that favour the scripted one, float32 [vocab_size].
+
+        Raises:
+            ContextFullError: The cache would exceed its limit. Nothing changed.
+            DeviceError: This is call `fail_at_call`; the cache is reset.
+            UsageError: The backend is closed.
+            ValueError: No ids, or ids outside the vocabulary. Nothing changed.
+        """
+        if self.is_closed:
+            raise closed_error()
+        check_token_ids(token_ids, self._vocab_size)
+        check_room(self.cached_tokens, len(token_ids), self._max_context_tokens)
+        self.num_forward_calls += 1
+        self.num_forward_tokens += len(token_ids)
+        if self.num_forward_calls == self._fail_at_call:
+            self.cached_ids.clear()
+            raise DeviceError("The fake device refused, as it was told to.", "ask again.")
+        self.cached_ids.extend(token_ids)
+        logits = np.zeros(self._vocab_size, dtype=np.float32)
+        logits[self._next_id()] = _FAVOURED_LOGIT
+        return logits
+
+    def trim(self, num_tokens: int) -> None:
+        """Forget the last `num_tokens` ids.
+
+        Raises:
+            ValueError: `num_tokens` is negative or more than `cached_tokens`.
+        """
+        check_trim(num_tokens, self.cached_tokens)
+        del self.cached_ids[self.cached_tokens - num_tokens :]
+
+    def reset(self) -> None:
+        """Forget all ids."""
+        self.num_resets += 1
+        self.cached_ids.clear()
+
+    def close(self) -> None:
+        """Refuse further calls of `forward`."""
+        self.is_closed = True
+
+    def _next_id(self) -> int:
+        if callable(self._script):
+            return self._script(self.cached_ids)
+        return self._script[min(self.num_forward_calls, len(self._script)) - 1]

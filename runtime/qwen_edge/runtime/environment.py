@@ -1,0 +1,90 @@
+"""The environment variables this project reads, and the folders that follow from them.
+
+Read here, once, and nowhere else. This module makes no folder and touches no file.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen_edge.errors import UsageError, did_you_mean
+
+_LOGGER = logging.getLogger(__name__)
+_PREFIX = "QWEN_EDGE_"
+CACHE_DIR_VARIABLE = "QWEN_EDGE_CACHE_DIR"
+PROFILE_VARIABLE = "QWEN_EDGE_PROFILE"
+RECIPE_VARIABLE = "QWEN_EDGE_RECIPE"
+_KNOWN = (CACHE_DIR_VARIABLE, PROFILE_VARIABLE, RECIPE_VARIABLE)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What the environment says.
+
+    Args:
+        cache_dir: Where files go that may be deleted at any time; None where a system names
+            no such place.
+        profile: Default profile of an export, or None.
+        recipe: Default recipe of an export, or None.
+    """
+
+    cache_dir: Path | None
+    profile: str | None = None
+    recipe: str | None = None
+
+
+def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
+    """Read the variables; those of ours that are unknown are logged with the closest name.
+
+    Args:
+        variables: Instead of the process's own, for tests.
+
+    Raises:
+        UsageError: A value that cannot be meant, naming the variable.
+    """
+    variables = os.environ if variables is None else variables
+    for name in variables:
+        if name.startswith(_PREFIX) and name not in _KNOWN:
+            _LOGGER.warning("%s is not a variable we read.%s", name, did_you_mean(name, _KNOWN))
+    return Environment(
+        cache_dir=_read_cache_dir(variables),
+        profile=variables.get(PROFILE_VARIABLE) or None,
+        recipe=variables.get(RECIPE_VARIABLE) or None,
+    )
+
+
+def _read_cache_dir(variables: Mapping[str, str]) -> Path | None:
+    if CACHE_DIR_VARIABLE not in variables:
+        return _default_cache_dir(variables, sys.platform)
+    value = variables[CACHE_DIR_VARIABLE]
+    path = Path(value)
+    if not value.strip() or not path.is_absolute():
+        raise UsageError(
+            f"{CACHE_DIR_VARIABLE} is {value!r}, expected the absolute path of a folder.",
+            f"set {CACHE_DIR_VARIABLE} to a full path, or unset it.",
+            variable=CACHE_DIR_VARIABLE,
+            value=value,
+        )
+    return path
+
+
+def _default_cache_dir(variables: Mapping[str, str], platform: str) -> Path | None:
+    """Return where this system keeps files that may be deleted at any time.
+
+    Source:
+        XDG Base Directory Specification 0.8 (relative values are ignored); Known Folders,
+        Microsoft (LocalAppData); File System Programming Guide, Apple (Library/Caches).
+    """
+    if platform == "win32":
+        local = variables.get("LOCALAPPDATA", "")
+        return Path(local) / "qwen-edge" / "cache" if local else None
+    home = variables.get("HOME", "")
+    if platform == "darwin":
+        return Path(home) / "Library" / "Caches" / "qwen-edge" if home else None
+    xdg = variables.get("XDG_CACHE_HOME", "")
+    if xdg and Path(xdg).is_absolute():
+        return Path(xdg) / "qwen-edge"
+    return Path(home) / ".cache" / "qwen-edge" if home else None

@@ -1,0 +1,164 @@
+"""From a package folder to a model that answers: check, choose a device, compile, warm up.
+
+The steps and their order are here; each is a module of its own: `package.py` and `verified.py`
+check, `opening.py` compiles for a device. Read `model.py` for what comes out.
+"""
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from qwen_edge.errors import PackageError, UsageError, did_you_mean
+from qwen_edge.profiles.choose import AUTO
+from qwen_edge.runtime.backends.warming import WarmingBackend
+from qwen_edge.runtime.environment import read_environment
+from qwen_edge.runtime.manifest import CHAT_TEMPLATE, TOKENIZER_JSON, Manifest
+from qwen_edge.runtime.model import Model
+from qwen_edge.runtime.opening import open_backend
+from qwen_edge.runtime.package import (
+    Progress,
+    check_report,
+    check_sizes,
+    open_inside,
+    read_manifest,
+    verify_package,
+)
+from qwen_edge.runtime.text_tokenizer import TextTokenizer
+from qwen_edge.runtime.verified import check_verified
+
+# What a base model has in place of a chat template: sessions refuse, `generate` works.
+_NO_TEMPLATE = (
+    "{{ raise_exception('this is a base model without a chat template; give token ids to "
+    "`model.generate`') }}"
+)
+
+Verify = Literal["first", "always", "sizes"]
+"""When to hash the files: once per package and machine, at every load, or never."""
+
+BackendName = Literal["auto", "openvino"]
+
+
+def load(
+    path: Path | str,
+    *,
+    device: str = AUTO,
+    backend: str = "auto",
+    threads: int | None = None,
+    verify: str = "first",
+    warm_up: bool = True,
+    progress: Progress | None = None,
+) -> Model:
+    """Open a model package and make it ready to answer.
+
+    Args:
+        path: The package folder.
+        device: "auto" tries the package's devices in their order; "CPU", "GPU" or "NPU" is
+            tried alone and never falls back.
+        backend: "auto" or "openvino".
+        threads: CPU threads; None for the engine's choice.
+        verify: "first" hashes all files at the first load on this machine and compares sizes
+            and times later; "always" hashes at every load; "sizes" never does.
+        warm_up: Run the first, slow inference in the background at once; the first question
+            waits for what is left of it.
+        progress: Called with the number of bytes hashed since the last call.
+
+    Returns:
+        A model; close it, or use it in a `with` statement. `device_choice` says where it runs
+        and why.
+
+    Raises:
+        UsageError: An option is not one of those above.
+        PackageError: The folder is no package, or not as it was sealed.
+        DeviceError: No device, or not the one asked for, can run it.
+        ResourceError: Memory cannot suffice.
+    """
+    check_load_options(backend, threads, verify)
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    check_package(folder, manifest, verify=verify, progress=progress)
+    # What is small is read first: its faults need not wait for a compilation.
+    tokenizer = TextTokenizer.load(open_inside(folder, TOKENIZER_JSON))
+    _check_vocabulary(tokenizer, manifest)
+    has_template = CHAT_TEMPLATE in manifest.files
+    template = _read_text(folder, CHAT_TEMPLATE) if has_template else _NO_TEMPLATE
+    engine, choice = open_backend(folder, manifest, device=device, threads=threads)
+    warming = WarmingBackend(engine) if warm_up else None
+    try:
+        return Model(
+            warming or engine,
+            tokenizer,
+            template,
+            manifest,
+            prefill_chunk_tokens=choice.value.prefill_chunk_tokens,
+            max_prompt_tokens=choice.value.max_prompt_tokens,
+            device_choice=choice,
+            wait_until_warm=warming.wait_until_warm if warming else None,
+        )
+    except BaseException:
+        (warming or engine).close()
+        raise
+
+
+def check_load_options(backend: str, threads: int | None, verify: str) -> None:
+    """Refuse options that no package could be loaded with.
+
+    Raises:
+        UsageError: Naming the option, its value and what it may be.
+    """
+    for name, value, known in (
+        ("backend", backend, get_args(BackendName)),
+        ("verify", verify, get_args(Verify)),
+    ):
+        if value not in known:
+            hint = did_you_mean(value, known)
+            fix = f"use one of: {', '.join(known)}"
+            raise UsageError(f"{name} is {value!r}.{hint}", fix, option=name, value=value)
+    if threads is not None and threads < 1:
+        raise UsageError(
+            f"threads is {threads}; expected 1 or more, or None for the engine's own choice.",
+            "leave it out, or give the number of performance cores.",
+            option="threads",
+            value=threads,
+        )
+
+
+def check_package(
+    folder: Path, manifest: Manifest, *, verify: str, progress: Progress | None = None
+) -> None:
+    """Check the files of a package as thoroughly as asked.
+
+    Raises:
+        PackageError: Files are missing, changed or not listed.
+
+    State:
+        With "first", a passed check is remembered in the user's cache folder.
+    """
+    if verify == "always":
+        check_report(verify_package(folder, progress))
+    elif verify == "first":
+        cache_dir = read_environment().cache_dir
+        check_verified(folder, manifest, cache_dir=cache_dir, progress=progress)
+    check_sizes(folder, manifest)
+
+
+def _check_vocabulary(tokenizer: TextTokenizer, manifest: Manifest) -> None:
+    """Refuse a tokenizer whose ids the model has no rows for."""
+    if tokenizer.vocab_size > manifest.model.vocab_size:
+        raise PackageError(
+            f"{TOKENIZER_JSON!r} has {tokenizer.vocab_size:,} tokens, but the model knows "
+            f"{manifest.model.vocab_size:,}.",
+            "export the package again from a checkpoint whose tokenizer is its own.",
+            tokenizer_tokens=tokenizer.vocab_size,
+            vocab_size=manifest.model.vocab_size,
+        )
+
+
+def _read_text(folder: Path, name: str) -> str:
+    path = open_inside(folder, name)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PackageError(
+            f"{str(path)!r} cannot be read as text: {error}.",
+            "check the package with `qwen-edge verify`, or export it again.",
+            path=str(path),
+        ) from error

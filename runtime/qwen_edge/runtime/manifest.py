@@ -1,0 +1,340 @@
+"""What `manifest.json` of a model package says: the contract between export and runtime.
+
+One frozen dataclass per object of the file; field names are the keys. The text is the same
+for the same facts (sorted keys, no time, host or path), so equal exports are equal bytes.
+This module knows no folder and no file; read `package.py` for those.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qwen_edge.errors import PackageError, join_problems
+from qwen_edge.runtime.schema import SchemaError, parse_json, read_dataclass, to_json
+
+FORMAT = "qwen-edge-package"
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+MODEL_XML = "openvino_model.xml"
+MODEL_BIN = "openvino_model.bin"
+TOKENIZER_JSON = "tokenizer.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+REQUIRED_FILES = ("config.json", MODEL_BIN, MODEL_XML, TOKENIZER_JSON)
+"""Names without which no package can be run; a manifest must list them."""
+
+_DATA_SUFFIXES = frozenset({"", ".bin", ".jinja", ".json", ".md", ".model", ".txt", ".xml"})
+# One component on every system: no separator, drive, stream, leading or trailing dot or space.
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?", re.ASCII)
+# Source: "Naming Files, Paths, and Namespaces", Microsoft Win32 documentation.
+_WINDOWS_DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+PropertyValue = str | bool | int
+"""Value of an OpenVINO property, as the engine's own documentation writes it."""
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """Size and SHA-256 (64 lower-case hex digits) of one file's bytes."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Shape of the network, from its `config.json`."""
+
+    architecture: str
+    model_type: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    num_parameters: int
+    max_context_tokens: int
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """Where the checkpoint came from; `revision` is a commit, never a branch."""
+
+    kind: Literal["hub", "folder", "embedded"]
+    id: str
+    revision: str | None
+    license: str
+    license_link: str | None
+    base_model: str | None
+    files: Mapping[str, FileFacts]
+
+
+@dataclass(frozen=True)
+class ProfileFacts:
+    """Names of the profile and of the recipe the export was asked for."""
+
+    name: str
+    recipe: str
+
+
+@dataclass(frozen=True)
+class RecipeFacts:
+    """The recipe's settings as they were applied, without their reasons."""
+
+    name: str
+    weights: Literal["fp16", "int8", "int4"]
+    symmetric: bool
+    group_size: int
+    awq: bool
+    embedding: Literal["fp16", "int8"]
+    head: Literal["fp16", "int8"]
+
+
+@dataclass(frozen=True)
+class GroupSizeFallback:
+    """A tensor whose row width is no multiple of the recipe's group size."""
+
+    tensor: str
+    width: int
+    group_size: int
+
+
+@dataclass(frozen=True)
+class WeightsFacts:
+    """What compression did. `bits` counts parameters by the bits of one: {"4": ..., "8": ...}."""
+
+    num_tensors: int
+    weights_bytes: int
+    bits: Mapping[str, int]
+    group_size_fallbacks: tuple[GroupSizeFallback, ...]
+    relative_rms_error: float | None
+
+
+@dataclass(frozen=True)
+class DeviceSettings:
+    """Tested settings for one device; the last three limits are the profile's.
+
+    `properties` go to `compile_model` as they are. Prompt and response limits are those of
+    devices with fixed shapes (NPU), else None.
+    """
+
+    device: str
+    properties: Mapping[str, PropertyValue]
+    max_context_tokens: int
+    max_prompt_tokens: int | None
+    min_response_tokens: int | None
+    prefill_chunk_tokens: int
+
+
+@dataclass(frozen=True)
+class GenerationFacts:
+    """The model's own defaults, from its `generation_config.json`."""
+
+    do_sample: bool
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    eos_token_ids: tuple[int, ...]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class ChatFacts:
+    """Whether the model thinks, and the ids that open and close a thinking block."""
+
+    thinking: Literal["switchable", "always", "never"]
+    think_open_id: int | None
+    think_close_id: int | None
+
+
+@dataclass(frozen=True)
+class GoldenTokens:
+    """A prompt and the greedy tokens the package gave to it when it was sealed."""
+
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    properties: Mapping[str, PropertyValue]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All of `manifest.json`. `files` names every other file of the folder."""
+
+    name: str
+    model: ModelFacts
+    source: SourceFacts
+    profile: ProfileFacts
+    recipe: RecipeFacts
+    weights: WeightsFacts
+    devices: tuple[DeviceSettings, ...]
+    generation: GenerationFacts
+    chat: ChatFacts
+    golden: GoldenTokens
+    tools: Mapping[str, str]
+    files: Mapping[str, FileFacts]
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def from_json(cls, data: object) -> "Manifest":
+        """Build and check a manifest from parsed JSON.
+
+        Raises:
+            PackageError: Another format, a newer version, or keys and values that do not
+                fit; every such key is named.
+        """
+        _check_format(data)
+        try:
+            manifest = read_dataclass(cls, data)
+        except SchemaError as error:
+            raise _not_fitting(error.problems) from error
+        problems = _find_problems(manifest)
+        if problems:
+            raise _not_fitting(problems)
+        return manifest
+
+    @classmethod
+    def from_bytes(cls, text: bytes) -> "Manifest":
+        """Build and check a manifest from the bytes of its file.
+
+        Raises:
+            PackageError: The bytes are not strict JSON, or see `from_json`.
+        """
+        try:
+            data = parse_json(text)
+        except SchemaError as error:
+            raise _not_fitting(error.problems) from error
+        return cls.from_json(data)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain dicts and lists that `from_json` reads back to an equal manifest."""
+        data: dict[str, Any] = to_json(self)
+        return data
+
+    def to_bytes(self) -> bytes:
+        """Return the file's bytes: UTF-8, sorted keys, two spaces, newline at the end.
+
+        Raises:
+            PackageError: The manifest would not be read back: a wrong name, size or range.
+        """
+        data = self.to_json()
+        Manifest.from_json(json.loads(json.dumps(data)))
+        text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        return (text + "\n").encode("utf-8")
+
+
+def check_plain_name(name: str) -> str | None:
+    """Return why `name` may not name a file of a package, or None where it may.
+
+    Args:
+        name: As the manifest says it: one component that means the same on every system.
+    """
+    if not _PLAIN_NAME.fullmatch(name) or _WINDOWS_DEVICE.fullmatch(name):
+        return "is not a plain file name"
+    dot = name.rfind(".")
+    if name[dot:].lower() not in _DATA_SUFFIXES and dot > 0:
+        return "is not a kind of file that packages hold (.bin .jinja .json .md .txt .xml)"
+    return None
+
+
+def _check_format(data: object) -> None:
+    """Refuse other formats and newer versions before their keys are judged."""
+    found = data.get("format") if isinstance(data, dict) else None
+    if found != FORMAT:
+        raise PackageError(
+            f"'{MANIFEST_NAME}' is not the manifest of a model package: its 'format' is "
+            f"{found!r:.80}, expected {FORMAT!r}.",
+            "point to a folder made by `qwen-edge export`.",
+        )
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if type(version) is int and version > FORMAT_VERSION:
+        raise PackageError(
+            f"The package has format version {f'{version:,}'[:24]}; this qwen-edge reads up to "
+            f"{FORMAT_VERSION}.",
+            "pip install --upgrade qwen-edge, or export the package again with this version.",
+            format_version=version,
+            newest_known=FORMAT_VERSION,
+        )
+
+
+def _not_fitting(problems: tuple[str, ...] | list[str]) -> PackageError:
+    return PackageError(
+        f"'{MANIFEST_NAME}' does not fit format version {FORMAT_VERSION}: "
+        f"{join_problems(problems)}.",
+        "export the package again, or copy the folder again from where it came from.",
+        problems=tuple(problems),
+    )
+
+
+def _find_problems(manifest: Manifest) -> list[str]:
+    """Return what is wrong with values whose types are right."""
+    problems = []
+    if not 1 <= manifest.format_version <= FORMAT_VERSION:
+        problems.append(f"'format_version' is {manifest.format_version}, expected 1 or more")
+    problems += _file_problems(manifest)
+    problems += _range_problems(manifest)
+    vocab_size = manifest.model.vocab_size
+    ids = {
+        "golden.prompt_ids": manifest.golden.prompt_ids,
+        "golden.token_ids": manifest.golden.token_ids,
+        "generation.eos_token_ids": manifest.generation.eos_token_ids,
+        "chat.think_open_id": (manifest.chat.think_open_id or 0,),
+        "chat.think_close_id": (manifest.chat.think_close_id or 0,),
+    }
+    for key, token_ids in ids.items():
+        outside = [token_id for token_id in token_ids if not 0 <= token_id < vocab_size]
+        if outside:
+            problems.append(f"{key!r} holds {outside[0]}, expected ids below {vocab_size:,}")
+    return problems
+
+
+def _file_problems(manifest: Manifest) -> list[str]:
+    problems = [
+        f"'files' does not list {name!r}" for name in REQUIRED_FILES if name not in manifest.files
+    ]
+    folded: dict[str, str] = {}
+    for name in manifest.files:
+        reason = check_plain_name(name)
+        if reason or name.lower() == MANIFEST_NAME:
+            problems.append(
+                f"the name {name[:80]!r} in 'files' {reason or 'is the manifest itself'}"
+            )
+        other = folded.setdefault(name.lower(), name)
+        if other != name:  # one file on Windows and macOS
+            problems.append(f"{other!r} and {name!r} in 'files' differ in case only")
+    for key, files in (("files", manifest.files), ("source.files", manifest.source.files)):
+        for name, facts in files.items():
+            if facts.size_bytes < 0:
+                problems.append(f"{key!r} gives {name[:80]!r} {facts.size_bytes} bytes")
+            if not _SHA256.fullmatch(facts.sha256):
+                problems.append(f"{key!r} gives {name[:80]!r} no SHA-256 of 64 hex digits")
+    return problems
+
+
+def _range_problems(manifest: Manifest) -> list[str]:
+    """Return the counts that are below one, and device lists without a device."""
+    counts: dict[str, int | None] = {
+        f"model.{key}": value
+        for key, value in to_json(manifest.model).items()
+        if isinstance(value, int)
+    }
+    counts["generation.max_new_tokens"] = manifest.generation.max_new_tokens
+    for index, settings in enumerate(manifest.devices):
+        limits = to_json(settings)
+        for key in ("max_context_tokens", "max_prompt_tokens", "min_response_tokens"):
+            counts[f"devices[{index}].{key}"] = limits[key]
+        counts[f"devices[{index}].prefill_chunk_tokens"] = settings.prefill_chunk_tokens
+    problems = [
+        f"{key!r} is {value}, expected 1 or more"
+        for key, value in counts.items()
+        if value is not None and value < 1
+    ]
+    if not manifest.devices:
+        problems.append("'devices' is empty, expected at least one device")
+    return problems

@@ -1,0 +1,348 @@
+"""A model package on disk: find it, read its manifest, prove that its files are the sealed ones.
+
+A package is a plain folder of regular files. `manifest.json` lists every other file with its
+size and SHA-256; what is missing, changed or not listed is refused. Nothing here follows a
+symlink, opens a device or leaves the folder. This module knows no engine and no device; read
+`manifest.py` for the keys and `verified.py` for how a full check is remembered.
+"""
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen_edge.errors import PackageError, format_bytes, join_problems
+from qwen_edge.runtime.manifest import MANIFEST_NAME, FileFacts, Manifest, check_plain_name
+
+_CHUNK_BYTES = 4 << 20  # large enough that hashing, not reading, sets the pace
+_MAX_MANIFEST_BYTES = 4 << 20  # a real one has under 20 kB
+_COPY_AGAIN = "copy the folder again from where it came from, or export the package again."
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes read since the last call."""
+
+
+@dataclass(frozen=True)
+class ChangedFile:
+    """A file whose bytes are not the sealed ones."""
+
+    name: str
+    expected: FileFacts
+    found: FileFacts
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What a full check of a package found; see `verify_package`.
+
+    `irregular` pairs a name with what it is instead of a regular file that can be read.
+    """
+
+    folder: Path
+    package_hash: str
+    num_files: int
+    num_bytes: int
+    missing: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    irregular: tuple[tuple[str, str], ...] = ()
+    changed: tuple[ChangedFile, ...] = ()
+
+    @property
+    def is_intact(self) -> bool:
+        """True when the folder holds the sealed files and nothing else."""
+        return not (self.missing or self.extra or self.irregular or self.changed)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One sentence for each file that is not as sealed, with both hashes where both exist."""
+        return (
+            *(f"{name!r} is missing" for name in self.missing),
+            *(f"{name!r} {what}" for name, what in self.irregular),
+            *(_describe_change(change) for change in self.changed),
+            *(f"{name!r} is not listed in the manifest" for name in self.extra),
+        )
+
+
+def open_inside(folder: Path, name: str) -> Path:
+    """Return the path of a regular file directly inside `folder`.
+
+    Args:
+        folder: The package folder.
+        name: One plain file name, checked here whatever wrote it.
+
+    Raises:
+        PackageError: The name is not plain, or it is missing, a symlink, folder or device.
+    """
+    reason = check_plain_name(name)
+    if reason:
+        raise PackageError(f"The name {name[:80]!r} {reason}.", _COPY_AGAIN, name=name)
+    path = folder / name
+    what = _why_not_regular(path)
+    if what:
+        raise PackageError(f"{str(path)!r} {what}.", _COPY_AGAIN, path=str(path))
+    return path
+
+
+def read_manifest(folder: Path | str) -> Manifest:
+    """Read and check `manifest.json` of a package folder.
+
+    Raises:
+        PackageError: No such folder, no package, or a manifest that does not fit; the text
+            says which and names the key.
+    """
+    return Manifest.from_bytes(_read_manifest_bytes(Path(folder)))
+
+
+def write_manifest(folder: Path | str, manifest: Manifest) -> Path:
+    """Write `manifest.json` into a folder and force it to the disk; returns its path.
+
+    The folder should be one that nobody reads yet: it becomes a package by this file.
+
+    Raises:
+        PackageError: The manifest would not be read back.
+        OSError: The disk is full or the folder cannot be written.
+    """
+    path = Path(folder) / MANIFEST_NAME
+    text = manifest.to_bytes()
+    with path.open("wb") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return path
+
+
+def package_hash(folder: Path | str) -> str:
+    """Return the SHA-256 of the manifest's bytes, which by its hashes names all files.
+
+    Raises:
+        PackageError: The folder has no readable manifest.
+    """
+    return hashlib.sha256(_read_manifest_bytes(Path(folder))).hexdigest()
+
+
+def hash_file(path: Path | str, progress: Progress | None = None) -> FileFacts:
+    """Return size and SHA-256 of a file.
+
+    Args:
+        path: Any readable regular file.
+        progress: Called after each 4 MiB at most; an exception from it ends the hashing.
+
+    Raises:
+        OSError: The file cannot be opened or read.
+    """
+    digest = hashlib.sha256()
+    buffer = bytearray(_CHUNK_BYTES)
+    view = memoryview(buffer)
+    size_bytes = 0
+    with Path(path).open("rb", buffering=0) as stream:
+        while num_read := stream.readinto(buffer):
+            digest.update(view[:num_read])
+            size_bytes += num_read
+            if progress is not None:
+                progress(num_read)
+    return FileFacts(size_bytes, digest.hexdigest())
+
+
+def check_sizes(folder: Path | str, manifest: Manifest) -> None:
+    """Check, without reading contents, that exactly the listed files exist at their sizes.
+
+    Costs one look at the folder. Call it right before an engine maps the files: a mapped file
+    that is shorter than the engine believes ends the process.
+
+    Raises:
+        PackageError: Files are missing, extra, irregular or of another size; all are named.
+    """
+    folder = Path(folder)
+    report = _list_problems(folder, manifest)
+    problems = list(report.problems)
+    for name, facts in manifest.files.items():
+        found = _size_bytes(folder / name)
+        if found is not None and found != facts.size_bytes:
+            problems.append(_describe_size(name, facts.size_bytes, found))
+    if problems:
+        raise _broken(folder, problems)
+
+
+def verify_package(folder: Path | str, progress: Progress | None = None) -> VerifyReport:
+    """Hash every file of a package and compare with its manifest.
+
+    Args:
+        folder: The package folder.
+        progress: Called with bytes hashed since the last call, for a progress bar.
+
+    Raises:
+        PackageError: There is no manifest to compare with. Differences are not raised, they
+            are in the report; see `check_report`.
+    """
+    folder = Path(folder)
+    text = _read_manifest_bytes(folder)
+    manifest = Manifest.from_bytes(text)
+    listed = _list_problems(folder, manifest)
+    absent = {*listed.missing, *(name for name, _ in listed.irregular)}
+    changed, irregular, num_bytes = [], list(listed.irregular), len(text)
+    for name, facts in sorted(manifest.files.items()):
+        if name in absent:
+            continue
+        try:
+            found = hash_file(folder / name, progress)
+        except OSError as error:
+            irregular.append((name, f"cannot be read ({error.strerror or error})"))
+            continue
+        num_bytes += found.size_bytes
+        if found != facts:
+            changed.append(ChangedFile(name, facts, found))
+    return VerifyReport(
+        folder=folder,
+        package_hash=hashlib.sha256(text).hexdigest(),
+        num_files=len(manifest.files) + 1,
+        num_bytes=num_bytes,
+        missing=listed.missing,
+        extra=listed.extra,
+        irregular=tuple(irregular),
+        changed=tuple(changed),
+    )
+
+
+def check_report(report: VerifyReport) -> None:
+    """Refuse a package that is not as it was sealed.
+
+    Raises:
+        PackageError: With every problem, and the report in `facts`.
+    """
+    if not report.is_intact:
+        raise _broken(report.folder, list(report.problems), report)
+
+
+def _list_problems(folder: Path, manifest: Manifest) -> VerifyReport:
+    """Compare the folder's listing with the manifest; sizes and contents are not looked at."""
+    try:
+        on_disk = {entry.name for entry in os.scandir(folder)}
+    except OSError as error:
+        raise _not_readable(folder, error) from error
+    irregular = []
+    for name in sorted(on_disk & manifest.files.keys()):
+        what = _why_not_regular(folder / name)
+        if what:
+            irregular.append((name, what))
+    return VerifyReport(
+        folder=folder,
+        package_hash="",
+        num_files=len(manifest.files) + 1,
+        num_bytes=0,
+        missing=tuple(sorted(manifest.files.keys() - on_disk)),
+        extra=tuple(sorted(on_disk - manifest.files.keys() - {MANIFEST_NAME})),
+        irregular=tuple(irregular),
+    )
+
+
+def _read_manifest_bytes(folder: Path) -> bytes:
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder))
+    except FileNotFoundError as error:
+        raise PackageError(
+            f"There is no folder {str(folder)!r}.",
+            "check the path, or make a package with `qwen-edge export --output DIR`.",
+            path=str(folder),
+        ) from error
+    except OSError as error:
+        raise _not_readable(folder, error) from error
+    if MANIFEST_NAME not in names:
+        raise _not_a_package(folder, names)
+    path = folder / MANIFEST_NAME
+    what = _why_not_regular(path)
+    size_bytes = _size_bytes(path) or 0
+    if what or size_bytes > _MAX_MANIFEST_BYTES:
+        what = what or f"has {format_bytes(size_bytes)}, more than any manifest"
+        raise PackageError(f"{str(path)!r} {what}.", _COPY_AGAIN, path=str(path))
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _not_readable(path, error) from error
+
+
+def _not_a_package(folder: Path, names: list[str]) -> PackageError:
+    """Say what the folder seems to be instead, since that decides what to do."""
+    fix = f"point to a folder made by `qwen-edge export`, or run\nqwen-edge export {folder}"
+    if any(name.endswith(".safetensors") for name in names):
+        what = "it holds a checkpoint, which must be exported first"
+    elif "openvino_model.xml" in names:
+        what = "it holds an OpenVINO model of another tool, without our manifest"
+        fix = "export the original checkpoint with `qwen-edge export`."
+    elif names:
+        what = f"found {len(names):,} other files there, such as {names[0][:80]!r}"
+        fix = "point to a folder made by `qwen-edge export`."
+    else:
+        what = "the folder is empty"
+        fix = "point to a folder made by `qwen-edge export`."
+    return PackageError(
+        f"{str(folder)!r} is not a model package: {MANIFEST_NAME!r} is missing; {what}.",
+        fix,
+        path=str(folder),
+        num_files=len(names),
+    )
+
+
+def _not_readable(path: Path, error: OSError) -> PackageError:
+    if isinstance(error, NotADirectoryError):
+        return PackageError(
+            f"{str(path)!r} is a file; a model package is a folder.",
+            "give the folder that holds 'manifest.json'.",
+            path=str(path),
+        )
+    return PackageError(
+        f"{str(path)!r} cannot be read: {error.strerror or error}.",
+        "check the permissions of the folder and of its files.",
+        path=str(path),
+    )
+
+
+def _broken(folder: Path, problems: list[str], report: VerifyReport | None = None) -> PackageError:
+    fix = _COPY_AGAIN
+    if report is None or report.extra:
+        fix = f"{fix[:-1]}; move files that are not listed out of it."
+    return PackageError(
+        f"The package {str(folder)!r} is not as it was sealed: {join_problems(problems)}.",
+        fix,
+        path=str(folder),
+        problems=tuple(problems),
+        report=report,
+    )
+
+
+def _why_not_regular(path: Path) -> str | None:
+    """Return what `path` is instead of a regular file, or None; it is not opened."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    if stat.S_ISREG(mode):
+        return None
+    if stat.S_ISLNK(mode):
+        return "is a symbolic link, expected a copy of the file itself"
+    if stat.S_ISDIR(mode):
+        return "is a folder, expected a file"
+    return "is a pipe, socket or device, expected a file"
+
+
+def _size_bytes(path: Path) -> int | None:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return None
+
+
+def _describe_change(change: ChangedFile) -> str:
+    if change.expected.size_bytes != change.found.size_bytes:
+        text = _describe_size(change.name, change.expected.size_bytes, change.found.size_bytes)
+    else:
+        text = f"{change.name!r} has other contents than were sealed"
+    return f"{text} (SHA-256 {change.found.sha256}, expected {change.expected.sha256})"
+
+
+def _describe_size(name: str, expected_bytes: int, found_bytes: int) -> str:
+    verb = "is cut off at" if found_bytes < expected_bytes else "has"
+    return f"{name!r} {verb} {found_bytes:,} bytes, expected {expected_bytes:,}"

@@ -1,0 +1,51 @@
+"""Environment variables: read in one place, a bad value is an error."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from qwen_edge.errors import UsageError
+from qwen_edge.runtime.environment import read_environment
+
+
+def test_cache_dir_is_taken_as_it_is(tmp_path: Path) -> None:
+    read = read_environment({"QWEN_EDGE_CACHE_DIR": str(tmp_path)})
+    assert read.cache_dir == tmp_path
+
+
+@pytest.mark.parametrize("value", ["", " ", "cache", "./cache"], ids=repr)
+def test_cache_dir_that_depends_on_the_current_folder_is_refused(value: str) -> None:
+    with pytest.raises(UsageError, match="expected the absolute path") as caught:
+        read_environment({"QWEN_EDGE_CACHE_DIR": value})
+    assert caught.value.facts["variable"] == "QWEN_EDGE_CACHE_DIR"
+
+
+@pytest.mark.parametrize(
+    ("platform", "variables", "expected"),
+    [
+        ("linux", {"HOME": "/h"}, Path("/h/.cache/qwen-edge")),
+        ("linux", {"HOME": "/h", "XDG_CACHE_HOME": "/x"}, Path("/x/qwen-edge")),
+        ("linux", {"HOME": "/h", "XDG_CACHE_HOME": "x"}, Path("/h/.cache/qwen-edge")),
+        ("linux", {}, None),
+        ("darwin", {"HOME": "/h"}, Path("/h/Library/Caches/qwen-edge")),
+        ("darwin", {}, None),
+        ("win32", {"LOCALAPPDATA": "/l"}, Path("/l/qwen-edge/cache")),
+        ("win32", {"HOME": "/h"}, None),
+    ],
+    ids=str,
+)
+def test_default_cache_dir_of_each_system(
+    monkeypatch: pytest.MonkeyPatch,
+    platform: str,
+    variables: dict[str, str],
+    expected: Path | None,
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    assert read_environment(variables).cache_dir == expected
+
+
+def test_misspelt_variable_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    read_environment({"QWEN_EDGE_CACHEDIR": "/x"})
+    assert "QWEN_EDGE_CACHEDIR is not a variable we read." in caplog.text
+    assert "Did you mean 'QWEN_EDGE_CACHE_DIR'?" in caplog.text

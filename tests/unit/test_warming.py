@@ -1,0 +1,130 @@
+"""Warming up in the background: the first question waits, nothing else does."""
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from qwen_edge.errors import DeviceError, UsageError
+from qwen_edge.runtime.backends.backend import Backend, Logits
+from qwen_edge.runtime.backends.fake import FakeBackend
+from qwen_edge.runtime.backends.warming import WarmingBackend
+
+TIMEOUT_S = 10.0
+
+
+class SlowBackend(FakeBackend):
+    """A fake whose inference waits until it is released."""
+
+    def __init__(self, *, fail_at_call: int | None = None) -> None:
+        super().__init__([7], fail_at_call=fail_at_call)
+        self.released = threading.Event()
+        self.entered = threading.Event()
+
+    def forward(self, token_ids: Sequence[int]) -> Logits:
+        self.entered.set()
+        assert self.released.wait(TIMEOUT_S)
+        return super().forward(token_ids)
+
+
+@pytest.fixture
+def slow() -> Iterator[SlowBackend]:
+    backend = SlowBackend()
+    yield backend
+    backend.released.set()
+
+
+def join_warm_up() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "qwen-edge-warm-up":
+            thread.join(TIMEOUT_S)
+
+
+def test_first_forward_waits_and_says_so(
+    slow: SlowBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    warming: Backend = WarmingBackend(slow)
+    assert slow.entered.wait(TIMEOUT_S)
+    threading.Timer(0.02, slow.released.set).start()
+    assert np.argmax(warming.forward([1])) == 7
+    assert slow.cached_ids == [1]
+    assert "Waiting for the model to warm up" in caplog.text
+    assert "Warmed up in" in caplog.text
+
+
+def test_prompt_and_single_token_are_both_warmed(slow: SlowBackend) -> None:
+    slow.released.set()
+    warming = WarmingBackend(slow)
+    warming.wait_until_warm()
+    assert warming.is_warm
+    assert slow.num_forward_calls == 2
+    assert slow.num_forward_tokens == 17
+    assert warming.cached_tokens == 0
+
+
+def test_cache_counts_as_empty_and_nothing_else_waits(slow: SlowBackend) -> None:
+    warming = WarmingBackend(slow)
+    assert slow.entered.wait(TIMEOUT_S)
+    slow.cached_ids.append(0)  # as in the middle of the warm-up's own tokens
+    assert not warming.is_warm
+    assert warming.cached_tokens == 0
+    assert warming.vocab_size == slow.vocab_size
+    assert warming.max_context_tokens == slow.max_context_tokens
+    warming.reset()
+    warming.trim(0)
+    with pytest.raises(ValueError, match="expected 0 to 0"):
+        warming.trim(1)
+
+
+def test_after_warm_up_everything_is_passed_on(slow: SlowBackend) -> None:
+    slow.released.set()
+    warming = WarmingBackend(slow)
+    warming.forward([1, 2, 3])
+    warming.trim(1)
+    assert warming.cached_tokens == 2
+    warming.reset()
+    assert slow.cached_ids == []
+    warming.close()
+    assert slow.is_closed
+    with pytest.raises(UsageError, match="closed"):
+        warming.forward([1])
+
+
+def test_close_does_not_wait_and_the_engine_is_released_afterwards(slow: SlowBackend) -> None:
+    warming = WarmingBackend(slow)
+    assert slow.entered.wait(TIMEOUT_S)
+    warming.close()
+    warming.close()
+    assert not slow.is_closed
+    with pytest.raises(UsageError, match="closed"):
+        warming.forward([1])
+    slow.released.set()
+    join_warm_up()
+    assert slow.is_closed
+    assert slow.num_forward_calls == 1
+
+
+def test_failed_warm_up_is_logged_and_the_model_can_still_be_asked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    backend = SlowBackend(fail_at_call=1)
+    backend.released.set()
+    warming = WarmingBackend(backend)
+    assert np.argmax(warming.forward([1])) == 7
+    assert "could not be warmed up: The fake device refused" in caplog.text
+
+
+def test_unexpected_failure_of_a_later_call_reaches_the_caller() -> None:
+    backend = SlowBackend(fail_at_call=3)
+    backend.released.set()
+    warming = WarmingBackend(backend)
+    with pytest.raises(DeviceError):
+        warming.forward([1])
+
+
+def test_context_of_one_token_is_warmed_with_one() -> None:
+    backend = FakeBackend([1], max_context_tokens=1)
+    WarmingBackend(backend).wait_until_warm()
+    assert backend.num_forward_tokens == 1
