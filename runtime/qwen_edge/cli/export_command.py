@@ -1,0 +1,258 @@
+"""`qwen-edge export`: the only command that needs the export extra."""
+
+import os
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qwen_edge.cli.extra import missing_export_modules
+from qwen_edge.cli.output import Output
+from qwen_edge.errors import MissingExtraError, format_bytes
+
+if TYPE_CHECKING:
+    from qwen_edge.export import ExportResult, PreparedExport
+
+
+@click.command("export")
+@click.argument("model", required=False)
+@click.option(
+    "--profile",
+    metavar="NAME",
+    help="Profile, or a TOML file of your own. Default: the one for this machine.",
+)
+@click.option(
+    "--recipe", metavar="NAME", help="Recipe, or a TOML file of your own. Default: the profile's."
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Package folder to write. Default: MODEL-PROFILE-FORMAT in the current folder.",
+)
+@click.option(
+    "--revision", metavar="NAME", help="Branch, tag or commit of a hub id. Default: main."
+)
+@click.option(
+    "--max-context-tokens",
+    type=int,
+    metavar="N",
+    help="Upper bound for every device. Default: the profile's.",
+)
+@click.option("--force", is_flag=True, help="Replace an earlier package at the same place.")
+@click.option("--offline", is_flag=True, help="Never connect; use what is on this machine.")
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The hub's cache folder. Default: the usual one.",
+)
+@click.option(
+    "--explain", is_flag=True, help="Show every choice, its reason and the plan; write nothing."
+)
+@click.option("--quiet", is_flag=True, help="No progress, no notices.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    model: str | None,
+    profile: str | None,
+    recipe: str | None,
+    output: Path | None,
+    revision: str | None,
+    max_context_tokens: int | None,
+    force: bool,
+    offline: bool,
+    cache_dir: Path | None,
+    explain: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Turn MODEL into a model package, a folder that `run` and `chat` take.
+
+    MODEL is a hub id (default: Qwen/Qwen3-4B), a folder with a checkpoint, or `demo`, a tiny
+    model that comes with the program. The path of the package goes to standard output.
+
+    \b
+    Examples:
+      qwen-edge export --profile core-ultra
+      qwen-edge export Qwen/Qwen3-1.7B --profile core-ultra-npu --output ./my-model
+      qwen-edge export ./my-fine-tune --explain
+    """
+    check_extra()
+    from qwen_edge.export import ExportRequest, prepare_export, run_export
+
+    out = Output(is_quiet=quiet, as_json=as_json)
+    request = ExportRequest(
+        model=ExportRequest.model if model is None else model,
+        profile=profile,
+        recipe=recipe,
+        output=output,
+        revision=revision,
+        max_context_tokens=max_context_tokens,
+        force=force,
+        offline=offline,
+        cache_dir=cache_dir,
+    )
+    prepared = prepare_export(request)
+    if explain:
+        _explain(out, prepared, as_json=as_json)
+        return
+    _announce(out, prepared)
+    start = time.monotonic()
+    with out.steps() as bars:
+        result = run_export(prepared, bars)
+    _conclude(out, result, time.monotonic() - start, as_json=as_json)
+
+
+def check_extra() -> None:
+    """Refuse to export where a package that exporting needs is not installed.
+
+    Raises:
+        MissingExtraError: Names the first one that is missing.
+    """
+    missing = missing_export_modules()
+    if missing:
+        raise MissingExtraError(
+            f"Exporting needs {missing[0]!r}, which is not installed.",
+            "pip install 'qwen-edge[export]'",
+            package=missing[0],
+            missing=missing,
+        )
+
+
+def _announce(out: Output, prepared: "PreparedExport") -> None:
+    resolved, plan = prepared.resolved, prepared.plan
+    reasons = dict(resolved.origins)
+    out.notice(f"{prepared.source.id} → {resolved.output}")
+    out.notice(f"  profile  {resolved.profile.name} ({reasons['profile'].reason})")
+    out.notice(f"  recipe   {resolved.recipe.name} ({reasons['recipe'].reason})")
+    out.notice(f"  plan     {_describe_plan(prepared)}")
+    for notice in prepared.source.notices:
+        out.notice(f"  note     {notice}")
+    if plan.download_bytes:
+        out.notice(f"  download {format_bytes(plan.download_bytes)}")
+
+
+def _describe_plan(prepared: "PreparedExport") -> str:
+    plan = prepared.plan
+    about = "" if plan.is_exact else ", estimated without config.json"
+    return (
+        f"about {plan.seconds:,.0f} s, {format_bytes(plan.memory_bytes)} of memory, "
+        f"{format_bytes(plan.disk_bytes)} of disk for a package of "
+        f"{format_bytes(plan.package_bytes)}{about}"
+    )
+
+
+def _explain(out: Output, prepared: "PreparedExport", *, as_json: bool) -> None:
+    resolved, plan = prepared.resolved, prepared.plan
+    if as_json:
+        out.result_json(
+            {
+                "request": dict(resolved.origins),
+                "profile": resolved.profile.to_json(),
+                "recipe": resolved.recipe.to_json(),
+                "source": {
+                    "kind": prepared.source.kind,
+                    "id": prepared.source.id,
+                    "revision": prepared.source.revision,
+                    "files": {f.name: f.size_bytes for f in prepared.source.files},
+                },
+                "plan": {
+                    "download_bytes": plan.download_bytes,
+                    "package_bytes": plan.package_bytes,
+                    "disk_bytes": plan.disk_bytes,
+                    "memory_bytes": plan.memory_bytes,
+                    "seconds": round(plan.seconds, 1),
+                    "is_exact": plan.is_exact,
+                },
+            }
+        )
+        return
+    out.result("Request")
+    _show_values(out, [(n, choice.value, choice.reason) for n, choice in resolved.origins])
+    out.result(f"\nRecipe {resolved.recipe.name}: {resolved.recipe.summary}")
+    values = resolved.recipe.to_manifest()
+    reasons = resolved.recipe.reasons
+    _show_values(out, [(n, v, reasons.get(n, "")) for n, v in values.items() if n != "name"])
+    for entry in resolved.profile.devices:
+        out.result(f"\nDevice {entry.device}: {entry.reasons.get('device', '')}".rstrip(": "))
+        _show_values(
+            out,
+            [
+                (name, entry.properties.get(name, getattr(entry, name, "")), reason)
+                for name, reason in entry.reasons.items()
+                if name != "device"
+            ],
+        )
+    out.result("\nSource")
+    out.result(
+        f"  {prepared.source.id}, {len(prepared.source.files)} files, "
+        f"{format_bytes(prepared.source.total_bytes)}, "
+        f"{format_bytes(plan.download_bytes)} of it to be downloaded"
+    )
+    for notice in prepared.source.notices:
+        out.result(f"  {notice}")
+    out.result("\nPlan")
+    out.result(f"  {_describe_plan(prepared)}")
+    out.result("\nNothing was downloaded or written.")
+
+
+def _show_values(out: Output, rows: list[tuple[str, object, str]]) -> None:
+    """Write names with values, and under each the reason."""
+    for name, value, reason in rows:
+        shown = "not given" if value is None else value
+        out.result(f"  {name} = {shown}")
+        if reason:
+            out.result(f"      {reason}")
+
+
+def _conclude(out: Output, result: "ExportResult", seconds: float, *, as_json: bool) -> None:
+    manifest = result.manifest
+    if as_json:
+        out.result_json(
+            {
+                "folder": str(result.folder),
+                "name": manifest.name,
+                "seconds": round(seconds, 2),
+                "weights_bytes": manifest.weights.weights_bytes,
+                "bits": dict(manifest.weights.bits),
+                "relative_rms_error": manifest.weights.relative_rms_error,
+                "group_size_fallbacks": [
+                    entry.tensor for entry in manifest.weights.group_size_fallbacks
+                ],
+            }
+        )
+        return
+    out.notice(
+        f"Done in {seconds:,.1f} s: {format_bytes(manifest.weights.weights_bytes)} of weights."
+    )
+    error = manifest.weights.relative_rms_error
+    if error is not None:
+        out.notice(
+            f"Weights differ from the checkpoint's by {100 * error:.2f} % (RMS, sampled "
+            "rows). What that does to answers was not measured."
+        )
+    fallbacks = manifest.weights.group_size_fallbacks
+    if fallbacks:
+        first = fallbacks[0]
+        out.notice(
+            f"{len(fallbacks):,} matrices have another group size than the recipe's, because "
+            f"it does not divide their width; the first is {first.tensor} "
+            f"({first.width:,} wide, group {first.group_size}). All are in the manifest."
+        )
+    out.result(str(result.folder))
+    out.notice(f'Run it: qwen-edge run {_shell_path(result.folder)} "Hello!"')
+
+
+def _shell_path(folder: Path) -> str:
+    """Return a path as it is typed into a shell, relative where that is shorter."""
+    try:
+        text = str(folder.relative_to(Path.cwd()))
+    except ValueError:
+        text = str(folder)
+    else:
+        text = f".{os.sep}{text}"
+    if os.name == "nt":
+        return f'"{text}"' if " " in text else text
+    return shlex.quote(text)
