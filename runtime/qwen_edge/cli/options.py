@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,9 +19,7 @@ from qwen_edge.runtime.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from qwen_edge.cli.output import Output
-    from qwen_edge.profiles.choose import Choice
     from qwen_edge.runtime.events import Timings
-    from qwen_edge.runtime.manifest import DeviceSettings
     from qwen_edge.runtime.model import Model
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -245,15 +243,10 @@ def load_model(package: str, options: AnswerOptions, out: "Output") -> "Model":
 
         bars("load", 0, 0)
         model = load(folder, device=options.device, threads=options.threads, progress=report)
-    choice = device_choice_of(model)
+    choice = model.device_choice
     if choice is not None:
         out.notice(f"Device {choice.reason}.")
     return model
-
-
-def device_choice_of(model: "Model") -> "Choice[DeviceSettings] | None":
-    """Return the device a model runs on and why; None for a model without one."""
-    return cast("Choice[DeviceSettings] | None", model.device_choice)
 
 
 def describe_timings(timings: "Timings", finish_reason: str | None) -> str:

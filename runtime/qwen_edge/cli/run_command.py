@@ -13,7 +13,6 @@ from qwen_edge.cli.options import (
     check_answer_options,
     check_text,
     describe_timings,
-    device_choice_of,
     load_model,
     sampling_of,
 )
@@ -72,7 +71,7 @@ def command(
 
 
 def _describe(answer: "Answer", model: "Model") -> dict[str, object]:
-    choice, timings = device_choice_of(model), answer.timings
+    choice, timings = model.device_choice, answer.timings
     return {
         "answer": answer.text,
         "reasoning": answer.reasoning,

@@ -72,8 +72,6 @@ def answer_greedily(
     del model  # else its weights stay mapped, and Windows could not rename the folder
     try:
         greedy = make_sampler(SamplingParams(temperature=0.0))
-        return tuple(
-            generate_tokens(backend, prompt_ids, sample=greedy, max_new_tokens=num_tokens)
-        )
+        return tuple(generate_tokens(backend, prompt_ids, sample=greedy, max_new_tokens=num_tokens))
     finally:
         backend.close()

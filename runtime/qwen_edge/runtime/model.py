@@ -12,11 +12,12 @@ from types import TracebackType
 from typing import Protocol
 
 from qwen_edge.errors import UsageError
+from qwen_edge.profiles.choose import Choice
 from qwen_edge.runtime.backends.backend import Backend
 from qwen_edge.runtime.chat import ChatTemplate
 from qwen_edge.runtime.generation import PREFILL_CHUNK_TOKENS, generate_tokens
 from qwen_edge.runtime.limits import check_max_new_tokens, check_room
-from qwen_edge.runtime.manifest import ChatFacts, GenerationFacts
+from qwen_edge.runtime.manifest import ChatFacts, DeviceSettings, GenerationFacts
 from qwen_edge.runtime.prefix_cache import PrefixCache
 from qwen_edge.runtime.sampling import (
     ANSWER_PRESET,
@@ -57,7 +58,7 @@ class Model:
         manifest: Name, generation defaults and thinking facts.
         prefill_chunk_tokens: Prompt tokens per forward call.
         max_prompt_tokens: Most prompt tokens, where the device has such a limit.
-        device_choice: The device and why it was chosen; only kept.
+        device_choice: The device's settings and why it was chosen; None for a fake.
         wait_until_warm: Returns when the backend may be used; called before each answer.
 
     State:
@@ -73,7 +74,7 @@ class Model:
         *,
         prefill_chunk_tokens: int = PREFILL_CHUNK_TOKENS,
         max_prompt_tokens: int | None = None,
-        device_choice: object = None,
+        device_choice: Choice[DeviceSettings] | None = None,
         wait_until_warm: Callable[[], None] | None = None,
     ) -> None:
         self.name = manifest.name

@@ -264,7 +264,7 @@ def _read_manifest_bytes(folder: Path) -> bytes:
 
 def _not_a_package(folder: Path, names: list[str]) -> PackageError:
     """Say what the folder seems to be instead, since that decides what to do."""
-    fix = f"point to a folder made by `qwen-edge export`, or run\nqwen-edge export {folder}"
+    fix = f"point to a folder made by `qwen-edge export`, or run\nqwen-edge export '{folder}'"
     if any(name.endswith(".safetensors") for name in names):
         what = "it holds a checkpoint, which must be exported first"
     elif "openvino_model.xml" in names:

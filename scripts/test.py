@@ -1,0 +1,40 @@
+"""Set up everything the tests need and run them all.
+
+    python scripts/test.py [--without-torch] [arguments for pytest …]
+
+Makes the virtual environment `.venv-test`, installs the project, its test dependencies, the
+programs it is compared with, and a CPU build of torch (only the comparison with Transformers
+needs it), checks format, lint and types, and runs the tests.
+"""
+
+import argparse
+
+from environment import ROOT, make_environment, run
+
+TORCH = "torch==2.13.0"
+# What packages are compared with: GenAI opens them, NNCF quantises the same weights.
+PEERS = ("openvino-genai==2026.4.1.0", "nncf==3.4.0")
+
+
+def main() -> None:
+    """Read the command line, set up, run the checks and the tests."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--without-torch", action="store_true", help="leave out the comparison with Transformers"
+    )
+    parser.add_argument("--tests-only", action="store_true", help="no format, lint or type checks")
+    arguments, pytest_arguments = parser.parse_known_args()
+    requirements = [["--editable", ".[export,dev]", *PEERS]]
+    if not arguments.without_torch:
+        requirements.insert(0, [TORCH])
+    name = ".venv-test-without-torch" if arguments.without_torch else ".venv-test"
+    python = str(make_environment(ROOT / name, requirements))
+    if not arguments.tests_only:
+        run([python, "-m", "ruff", "format", "--check", "."])
+        run([python, "-m", "ruff", "check", "."])
+        run([python, "-m", "mypy"])
+    run([python, "-m", "pytest", *pytest_arguments])
+
+
+if __name__ == "__main__":
+    main()

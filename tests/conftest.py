@@ -1,0 +1,44 @@
+"""Fixtures for all tests: a machine of their own, without network, and one exported package."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isolated_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give the whole run its own home and caches, and no way out but to this machine."""
+    home = tmp_path_factory.mktemp("home")
+    patch = pytest.MonkeyPatch()
+    for name in [name for name in os.environ if name.startswith(("QWEN_EDGE_", "HF_"))]:
+        patch.delenv(name)
+    patch.setenv("HOME", str(home))
+    patch.setenv("USERPROFILE", str(home))
+    patch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
+    patch.setenv("QWEN_EDGE_CACHE_DIR", str(home / "qwen-edge-cache"))
+    patch.setenv("HF_HOME", str(home / "huggingface"))
+    patch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    patch.setenv("NNCF_CI", "1")
+    connect = socket.socket.connect
+
+    def connect_here_only(self: socket.socket, address: object) -> None:
+        host = address[0] if isinstance(address, tuple) else "127.0.0.1"
+        if host not in {"127.0.0.1", "::1", "localhost"}:
+            raise OSError(f"tests may not connect to {host!r}")
+        connect(self, address)  # type: ignore[arg-type]
+
+    patch.setattr(socket.socket, "connect", connect_here_only)
+    yield home
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def demo_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the demo model as a package for Core Ultra; read only."""
+    from qwen_edge.export import ExportRequest, export
+
+    output = tmp_path_factory.mktemp("packages") / "demo"
+    return export(ExportRequest(model="demo", profile="core-ultra", output=output)).folder

@@ -1,0 +1,55 @@
+"""README is true: what it names exists, and what it shows runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from qwen_edge.cli.main import cli
+from qwen_edge.profiles import profile_names, recipe_names
+from qwen_edge.runtime import Model
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_tree_lists_real_folders_and_all_of_them() -> None:
+    tree = next(block for block in README.split("```") if "profiles/qwen_edge/errors/" in block)
+    named = [line.split()[0] for line in tree.strip().splitlines()]
+    assert [name for name in named if not (ROOT / name).is_dir()] == []
+    packages = {
+        f"{init.parent.relative_to(ROOT).as_posix()}/"
+        for root in ("profiles", "runtime", "export")
+        for init in (ROOT / root / "qwen_edge").glob("*/__init__.py")
+    }
+    assert packages <= set(named)
+
+
+def test_commands_exist() -> None:
+    named = set(re.findall(r"qwen-edge ([a-z]+)", README))
+    assert named
+    assert named <= set(cli.list_commands(None))  # type: ignore[arg-type]
+
+
+def test_scripts_exist() -> None:
+    named = set(re.findall(r"scripts/\w+\.py", README))
+    assert {"scripts/quickstart.py", "scripts/test.py"} <= named
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+@pytest.mark.parametrize("name", [*profile_names(), *recipe_names()])
+def test_profiles_and_recipes_are_named(name: str) -> None:
+    assert f"`{name}`" in README
+
+
+def test_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    code = README.split("```python\n")[1].split("```")[0]
+    fake = code.replace("from qwen_edge.runtime import load\n", "")
+    exec(compile(fake, "README.md", "exec"), {"load": lambda _: Model.fake(["It scatters."])})
+    assert capsys.readouterr().out == "It scatters."
