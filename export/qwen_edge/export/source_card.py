@@ -79,7 +79,7 @@ def read_card(folder: Path) -> SourceCard:
 
 
 def _read_front_matter(readme: Path) -> Mapping[str, Any]:
-    import yaml  # type: ignore[import-untyped]  # PyYAML, which huggingface_hub needs too
+    import yaml  # PyYAML, which huggingface_hub needs too
 
     if not readme.is_file():
         return {}

@@ -46,7 +46,8 @@ def check_room(
     at_least = "at least " if is_lower_bound else ""
     raise ContextFullError(
         f"The conversation needs {at_least}{num_prompt_tokens:,} tokens, but this package {what}.",
-        f"start a new conversation, or shorten this one by {at_least}{num_prompt_tokens - limit:,} tokens",
+        f"start a new conversation, or shorten this one by {at_least}"
+        f"{num_prompt_tokens - limit:,} tokens",
         prompt_tokens=num_prompt_tokens,
         max_prompt_tokens=limit,
         max_context_tokens=max_context_tokens,

@@ -1,0 +1,88 @@
+"""Writing the graph as OpenVINO IR, with the settings that other programs should use.
+
+Deterministic: the same specification and weights give the same two files, byte for byte.
+"""
+
+import errno
+import shutil
+from pathlib import Path
+
+from qwen_edge.export.decoder import DecoderSpec
+from qwen_edge.export.openvino_graph import build_decoder
+from qwen_edge.export.seal import disk_full
+from qwen_edge.export.weight_store import WeightStore
+from qwen_edge.runtime.engine import import_openvino
+from qwen_edge.runtime.manifest import MODEL_XML, DeviceSettings
+
+# What a plugin reads from the IR's `runtime_options` unless the program says otherwise.
+# Source: OpenVINO 2026.4.1, src/plugins/intel_cpu/src/config.cpp (applyRtInfo).
+_CPU_OPTIONS = frozenset(
+    {
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE",
+        "KEY_CACHE_GROUP_SIZE",
+        "KEY_CACHE_PRECISION",
+        "KV_CACHE_PRECISION",
+        "VALUE_CACHE_GROUP_SIZE",
+        "VALUE_CACHE_PRECISION",
+    }
+)
+_GPU_OPTIONS = frozenset({"ACTIVATIONS_SCALE_FACTOR"})
+_SMALL_DISK_BYTES = 64_000_000  # OpenVINO's error names no cause; less than this free is one
+
+
+def write_openvino_model(
+    spec: DecoderSpec,
+    store: WeightStore,
+    folder: Path,
+    devices: tuple[DeviceSettings, ...],
+) -> None:
+    """Build the decoder and write openvino_model.xml and .bin.
+
+    Args:
+        spec: The decoder.
+        store: Frozen; must stay open until this returns.
+        folder: Receives the two files.
+        devices: Tested settings; those that hold for every device of the package are
+            written into the IR.
+
+    Raises:
+        ResourceError: The disk filled up.
+    """
+    ov = import_openvino()
+    model = build_decoder(spec, store)
+    for key, value in runtime_options(devices).items():
+        model.set_rt_info(value, ["runtime_options", key])
+    try:
+        ov.save_model(model, folder / MODEL_XML, compress_to_fp16=False)
+    except RuntimeError as exc:
+        # "basic_ios::clear: iostream error" is all it says of a full disk or a size limit.
+        raise_for_full_disk(folder, exc)
+        raise
+
+
+def runtime_options(devices: tuple[DeviceSettings, ...]) -> dict[str, str]:
+    """Return the options that may be written into a model shared by these devices.
+
+    Args:
+        devices: Tested settings of each device.
+
+    Returns:
+        Option name to value. A cache or activation setting of the CPU is left out when the
+        package is for a GPU as well, whose plugin reads the same key and was not tested
+        with it.
+    """
+    options: dict[str, str] = {}
+    names = {entry.device for entry in devices}
+    for entry in devices:
+        for key, value in entry.properties.items():
+            is_for_cpu = entry.device == "CPU" and key in _CPU_OPTIONS and "GPU" not in names
+            if is_for_cpu or (entry.device == "GPU" and key in _GPU_OPTIONS):
+                options[key] = str(value)
+    return dict(sorted(options.items()))
+
+
+def raise_for_full_disk(folder: Path, cause: Exception) -> None:
+    """Raise ResourceError when an engine's write error was a full disk; else return."""
+    is_small = shutil.disk_usage(folder).free < _SMALL_DISK_BYTES
+    if is_small or "iostream" in str(cause) or f"[Errno {errno.ENOSPC}]" in str(cause):
+        raise disk_full(folder) from cause

@@ -1,0 +1,119 @@
+"""One export at a time per target: a lock that the system lets go of when its holder dies.
+
+The lock is a file beside the target, so that it is the same file for every process, user and
+TMPDIR. It holds the process id of the holder and is removed with the lock. It does not know
+what is locked.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from qwen_edge.errors import OutputFolderError
+
+_log = logging.getLogger(__name__)
+_HELD = frozenset({errno.EACCES, errno.EAGAIN, errno.EDEADLK, errno.EWOULDBLOCK})
+# Windows keeps others from reading locked bytes, so one far behind the process id is locked.
+_LOCKED_BYTE = 1 << 30
+
+
+@contextlib.contextmanager
+def lock_output(target: Path) -> Iterator[None]:
+    """Hold the lock of one target, or refuse at once.
+
+    Args:
+        target: The package folder to be; its parent exists and can be written to.
+
+    Raises:
+        OutputFolderError: Another process holds it; the text names its process id.
+
+    State:
+        `.<name>.lock` beside the target while the lock is held. What a killed process leaves
+        of it does no harm, and the next holder removes it.
+    """
+    path = target.with_name(f".{target.name}.lock")
+    descriptor = _acquire(path)
+    if descriptor is None:
+        pid = _read_pid(path)
+        holder = f" (process {pid})" if pid else ""
+        raise OutputFolderError(
+            f"Another export is writing to {str(target)!r}{holder}.",
+            "wait until it is done, or choose another place with --output DIR",
+            folder=str(target),
+            pid=pid,
+        )
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode("ascii"))
+        yield
+    finally:
+        _release(descriptor, path)
+
+
+def _acquire(path: Path) -> int | None:
+    """Return an open descriptor that holds the lock, or None when another process has it."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    while True:
+        descriptor = _open(path, flags)
+        try:
+            _lock(descriptor)
+        except OSError as exc:
+            if exc.errno in _HELD:
+                os.close(descriptor)
+                return None
+            # Some network file systems have no locks; then two exports are not kept apart.
+            _log.warning("%s cannot be locked: %s", path.parent, exc.strerror or exc)
+        # Its last holder may have removed the file after it was opened here: such a lock
+        # would keep nobody out.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)
+
+
+def _open(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags, 0o666)
+    except OSError as exc:
+        raise OutputFolderError(
+            f"The lock file {str(path)!r} cannot be written: {exc.strerror or exc}.",
+            "remove it, or choose another place with --output DIR",
+            path=str(path),
+        ) from exc
+
+
+def _release(descriptor: int, path: Path) -> None:
+    if sys.platform == "win32":
+        os.close(descriptor)  # an open file cannot be removed there, and one in use will not be
+        with contextlib.suppress(OSError):
+            path.unlink()
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(descriptor: int) -> None:
+        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _read_pid(path: Path) -> int | None:
+    """Return the holder's process id, or None where it has not written it yet."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(path.read_bytes()[:20])
+    return None

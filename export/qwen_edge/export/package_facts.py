@@ -1,0 +1,274 @@
+"""The facts of a manifest that follow from the source, the recipe and the compression.
+
+Reads the small files of a checkpoint (config.json, generation_config.json) as claims to be
+checked, and turns profiles, recipes and reports into the manifest's own types. It writes
+nothing and opens no weights.
+"""
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qwen_edge.errors import CheckpointError, PackageError, UsageError
+from qwen_edge.export.compress import TensorReport
+from qwen_edge.export.config_fields import shown
+from qwen_edge.export.decoder import DecoderSpec
+from qwen_edge.export.source import FetchedSource
+from qwen_edge.profiles.profile import Profile
+from qwen_edge.profiles.recipe import Recipe
+from qwen_edge.runtime.chat import ChatTemplate
+from qwen_edge.runtime.manifest import (
+    ChatFacts,
+    DeviceSettings,
+    FileFacts,
+    GenerationFacts,
+    GroupSizeFallback,
+    ModelFacts,
+    RecipeFacts,
+    SourceFacts,
+    WeightsFacts,
+)
+from qwen_edge.runtime.schema import parse_json
+from qwen_edge.runtime.text_tokenizer import TextTokenizer
+
+DEFAULT_MAX_NEW_TOKENS = 2_048  # answers end at the EOS token; this bounds one that never comes
+_MAX_JSON_BYTES = 4_000_000  # the largest published one has 50 kB
+_OPEN_THINK, _CLOSE_THINK = "<think>", "</think>"
+_LEAST_TOP_P = 1e-6  # none at all would keep no token
+_MAX_TOP_K = 2**31 - 1  # as `SamplingParams`; beyond the vocabulary it keeps every token
+_BITS = {"fp16": "16", "int8": "8", "int4": "4"}
+_TOOLS = ("qwen-edge", "openvino", "openvino-tokenizers")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's JSON file.
+
+    Args:
+        path: A file that holds one JSON object.
+
+    Raises:
+        CheckpointError: It cannot be read, is larger than 4 MB, or holds something else: NaN
+            and repeated keys, which programs read differently, included.
+    """
+    try:
+        size = path.stat().st_size
+        if size > _MAX_JSON_BYTES:
+            raise ValueError(f"it has {size:,} bytes, more than {_MAX_JSON_BYTES:,}")
+        content = parse_json(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError) as exc:
+        raise CheckpointError(
+            f"{path.name!r} cannot be read as a JSON object: {exc}.",
+            "fetch or save this file again",
+            path=str(path),
+        ) from exc
+    checked: dict[str, Any] = content
+    return checked
+
+
+def model_facts(spec: DecoderSpec, max_context_tokens: int) -> ModelFacts:
+    """Return the network's facts; `max_context_tokens` bounds every device."""
+    return ModelFacts(
+        architecture=spec.architecture,
+        model_type=spec.model_type,
+        num_layers=spec.num_layers,
+        hidden_size=spec.hidden_size,
+        num_heads=spec.num_heads,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        vocab_size=spec.vocab_size,
+        num_parameters=spec.num_parameters,
+        max_context_tokens=max_context_tokens,
+    )
+
+
+def source_facts(source: FetchedSource, sealed: Mapping[str, FileFacts]) -> SourceFacts:
+    """Return where the checkpoint came from.
+
+    Args:
+        source: As fetched.
+        sealed: Size and hash of the source's files, by name.
+    """
+    return SourceFacts(
+        kind=source.kind,
+        id=_writable(source.id),
+        revision=source.revision,
+        license=_writable(source.license),
+        license_link=source.license_link and _writable(source.license_link),
+        base_model=source.base_model and _writable(source.base_model),
+        files=dict(sorted(sealed.items())),
+    )
+
+
+def _writable(text: str) -> str:
+    """Return a text with what UTF-8 cannot hold replaced: a folder's name may be any bytes."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def recipe_facts(recipe: Recipe) -> RecipeFacts:
+    """Return the recipe's settings without their reasons."""
+    return RecipeFacts(
+        name=recipe.name,
+        weights=recipe.weights,
+        symmetric=recipe.symmetric,
+        group_size=recipe.group_size,
+        awq=recipe.awq,
+        embedding=recipe.embedding,
+        head=recipe.head,
+    )
+
+
+def weights_facts(reports: Sequence[TensorReport], weights_bytes: int) -> WeightsFacts:
+    """Return what compression did.
+
+    Args:
+        reports: One per matrix.
+        weights_bytes: Size of openvino_model.bin.
+    """
+    bits: dict[str, int] = {}
+    for report in reports:
+        key = _BITS[report.format]
+        bits[key] = bits.get(key, 0) + report.num_values
+    total = sum(report.num_values for report in reports)
+    # Squares add up; matrices of one model have weights of about the same size.
+    power = sum(report.num_values * report.relative_rms_error**2 for report in reports) / total
+    return WeightsFacts(
+        num_tensors=len(reports),
+        weights_bytes=weights_bytes,
+        bits=dict(sorted(bits.items())),
+        group_size_fallbacks=tuple(
+            GroupSizeFallback(report.name, report.width, report.group_size)
+            for report in reports
+            if report.is_fallback
+        ),
+        relative_rms_error=round(power**0.5, 6),
+    )
+
+
+def device_settings(profile: Profile, max_context_tokens: int) -> tuple[DeviceSettings, ...]:
+    """Return the profile's devices, none with more context than the model has."""
+    return tuple(
+        DeviceSettings(
+            device=entry.device,
+            properties=dict(entry.properties),
+            max_context_tokens=min(entry.max_context_tokens, max_context_tokens),
+            max_prompt_tokens=entry.max_prompt_tokens,
+            min_response_tokens=entry.min_response_tokens,
+            prefill_chunk_tokens=entry.prefill_chunk_tokens,
+        )
+        for entry in profile.devices
+    )
+
+
+def generation_facts(folder: Path, config: Mapping[str, Any], vocab_size: int) -> GenerationFacts:
+    """Return the model's own sampling defaults and the tokens that end an answer.
+
+    Args:
+        folder: The checkpoint; generation_config.json may be missing.
+        config: Its config.json.
+        vocab_size: Ids must lie below.
+
+    Raises:
+        CheckpointError: A value has the wrong type or range, or no token ends an answer.
+
+    Source:
+        Defaults of what is not given: transformers 5.5 GenerationConfig.
+    """
+    path = folder / "generation_config.json"
+    given = read_json_object(path) if path.exists() else {}
+    stop = given.get("eos_token_id")
+    stop = config.get("eos_token_id") if stop is None else stop
+    stop_ids = tuple(stop) if isinstance(stop, list) else () if stop is None else (stop,)
+    if not stop_ids or not all(_is_id(item, vocab_size) for item in stop_ids):
+        raise CheckpointError(
+            f"eos_token_id is {shown(stop)}, expected one or more ids below {vocab_size:,}. "
+            "Without it no answer would end.",
+            "write 'eos_token_id' into generation_config.json",
+            eos_token_id=stop,
+        )
+    return GenerationFacts(
+        do_sample=_true_or_false(given, "do_sample"),
+        temperature=_number(given, "temperature", 1.0, 0.0, 100.0),
+        top_p=_number(given, "top_p", 1.0, _LEAST_TOP_P, 1.0),
+        top_k=_whole_number(given, "top_k", 50, 0, _MAX_TOP_K),
+        min_p=_number(given, "min_p", 0.0, 0.0, 1.0),
+        eos_token_ids=stop_ids,
+        max_new_tokens=DEFAULT_MAX_NEW_TOKENS,
+    )
+
+
+def _is_id(value: object, vocab_size: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab_size
+
+
+def _true_or_false(given: Mapping[str, Any], key: str) -> bool:
+    value = given.get(key)
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise _out_of_range(key, value, "true or false")
+
+
+def _number(given: Mapping[str, Any], key: str, default: float, low: float, high: float) -> float:
+    value = given.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise _out_of_range(key, value, f"a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def _whole_number(given: Mapping[str, Any], key: str, default: int, low: int, high: int) -> int:
+    value = _number(given, key, default, low, high)
+    if value % 1:
+        raise _out_of_range(key, value, "a whole number")
+    return int(value)
+
+
+def _out_of_range(key: str, value: object, expected: str) -> CheckpointError:
+    return CheckpointError(
+        f"{key} in generation_config.json is {shown(value)}, expected {expected}.",
+        f"correct {key!r}, or remove it",
+        field=key,
+    )
+
+
+def chat_facts(template_text: str, tokenizer: TextTokenizer) -> ChatFacts:
+    """Find out from the chat template itself whether thinking can be switched.
+
+    Args:
+        template_text: Jinja2 text.
+        tokenizer: The package's tokenizer.
+
+    Raises:
+        CheckpointError: The template cannot render a question.
+    """
+    ids = [tokenizer.encode(text, allow_special=True) for text in (_OPEN_THINK, _CLOSE_THINK)]
+    with_thinking, without = _render_both(template_text, tokenizer)
+    if any(len(found) != 1 for found in ids):
+        return ChatFacts("never", None, None)
+    if with_thinking != without:
+        return ChatFacts("switchable", ids[0][0], ids[1][0])
+    if with_thinking.rstrip().endswith(_OPEN_THINK):
+        return ChatFacts("always", ids[0][0], ids[1][0])
+    # The 2507 instruct models: the tokens exist, the template never asks for them.
+    return ChatFacts("never", None, None)
+
+
+def _render_both(template_text: str, tokenizer: TextTokenizer) -> tuple[str, str]:
+    """Return the prompt for one question with thinking switched on, and off."""
+    messages: list[dict[str, object]] = [{"role": "user", "content": "Hello!"}]
+    try:
+        template = ChatTemplate(template_text, tokenizer)
+        return template.render(messages, thinking=True), template.render(messages, thinking=False)
+    except (PackageError, UsageError) as exc:
+        raise CheckpointError(
+            f"The chat template of this checkpoint cannot render a question: {exc.problem}",
+            "copy chat_template.jinja or tokenizer_config.json of the base model into the folder",
+        ) from exc
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of what made the package."""
+    return {name: importlib.metadata.version(name) for name in _TOOLS}

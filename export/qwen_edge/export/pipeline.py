@@ -1,0 +1,287 @@
+"""From a request to a sealed package, step by step.
+
+Plan, check, fetch, open, compress, build, write, try, seal: `export` reads like that list.
+Every step is a module of its own; this one owns their order, the progress that a person
+sees, and the promise that a failure leaves the target as it was.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qwen_edge.errors import CheckpointError
+from qwen_edge.export import package_facts as facts
+from qwen_edge.export.checkpoint import Checkpoint, check_tensors, open_checkpoint
+from qwen_edge.export.compress import Compressor, TensorReport
+from qwen_edge.export.decoder import DecoderSpec, read_spec
+from qwen_edge.export.golden import measure_golden_tokens
+from qwen_edge.export.model_card import FILE_NAME as CARD_NAME
+from qwen_edge.export.model_card import write_model_card
+from qwen_edge.export.openvino_files import raise_for_full_disk, write_openvino_model
+from qwen_edge.export.plan import ExportPlan, check_plan, plan_export
+from qwen_edge.export.request import ExportRequest, ResolvedRequest, resolve_request
+from qwen_edge.export.seal import Staging, check_target, publish, stage
+from qwen_edge.export.source import FetchedSource, ResolvedSource, fetch_source, resolve_source
+from qwen_edge.export.tokenizer_files import write_tokenizer_files
+from qwen_edge.export.weight_store import WeightStore
+from qwen_edge.runtime.manifest import (
+    CHAT_TEMPLATE,
+    MODEL_BIN,
+    TOKENIZER_JSON,
+    ChatFacts,
+    FileFacts,
+    GenerationFacts,
+    Manifest,
+    ProfileFacts,
+)
+from qwen_edge.runtime.package import hash_file, write_manifest
+from qwen_edge.runtime.text_tokenizer import TextTokenizer
+
+Progress = Callable[[str, int, int], None]
+"""Called with (step, done, total); units are the step's own. Equal done and total end it."""
+
+SPOOL_NAME = "weights.spool"
+_LICENSE_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt")
+
+
+@dataclass(frozen=True)
+class PreparedExport:
+    """An export that is decided and costed, with nothing written.
+
+    Args:
+        resolved: The request, complete.
+        source: What it reads, listed.
+        spec: The decoder, when config.json is on this machine already.
+        plan: Time, memory, disk.
+    """
+
+    resolved: ResolvedRequest
+    source: ResolvedSource
+    spec: DecoderSpec | None
+    plan: ExportPlan
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A sealed package.
+
+    Args:
+        folder: Where it lies.
+        manifest: What it says of itself.
+        reports: What became of every matrix.
+    """
+
+    folder: Path
+    manifest: Manifest
+    reports: tuple[TensorReport, ...]
+
+
+def prepare_export(request: ExportRequest) -> PreparedExport:
+    """Decide everything that can be decided before a byte is fetched or written.
+
+    Args:
+        request: What a person gave.
+
+    Raises:
+        EdgeError: Any refusal that needs no download: profile, recipe, source, output.
+    """
+    resolved = resolve_request(request)
+    source = resolve_source(
+        request.model,
+        revision=request.revision,
+        offline=request.offline,
+        cache_dir=request.cache_dir,
+    )
+    config = source.folder / "config.json"
+    spec = read_spec(facts.read_json_object(config)) if config.is_file() else None
+    return PreparedExport(resolved, source, spec, plan_export(resolved, source, spec))
+
+
+def export(request: ExportRequest, progress: Progress | None = None) -> ExportResult:
+    """Export a model into a package folder.
+
+    Args:
+        request: What to export, and how.
+        progress: Told about every step; None for silence.
+
+    Returns:
+        The sealed package.
+
+    Raises:
+        EdgeError: Any refusal; the target is as it was before.
+
+    State:
+        Writes the package folder, and the hub's cache for a hub id.
+    """
+    return run_export(prepare_export(request), progress)
+
+
+def run_export(prepared: PreparedExport, progress: Progress | None = None) -> ExportResult:
+    """Carry out a prepared export. See `export`."""
+    report = progress or _silent
+    resolved = prepared.resolved
+    output = Path(os.path.abspath(resolved.output))  # noqa: PTH100 – a link must stay one
+    check_target(output, force=resolved.request.force)
+    cache = prepared.source.folder if prepared.source.download_bytes else None
+    check_plan(prepared.plan, output, cache)
+    source = fetch_source(
+        prepared.source, progress=lambda done, total, label: report(f"fetch {label}", done, total)
+    )
+    checkpoint, config, spec = _open(source)
+    try:
+        generation = facts.generation_facts(source.folder, config, spec.vocab_size)
+        with stage(output, force=resolved.request.force) as staging:
+            work = _Work(resolved, source, checkpoint, config, spec, generation, staging, report)
+            result = work.run()
+            publish(staging)
+    finally:
+        checkpoint.close()
+    return replace(result, folder=output)
+
+
+def _open(source: FetchedSource) -> tuple[Checkpoint, dict[str, Any], DecoderSpec]:
+    config = facts.read_json_object(source.folder / "config.json")
+    spec = read_spec(config)
+    checkpoint = open_checkpoint(source.folder)
+    check_tensors(checkpoint, spec.tensor_shapes(), is_tied=spec.is_tied)
+    return checkpoint, config, spec
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What the package has to do with text, once its tokenizer is written."""
+
+    tokenizer: TextTokenizer
+    template: str
+    chat: ChatFacts
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One export under way, in its staging folder."""
+
+    resolved: ResolvedRequest
+    source: FetchedSource
+    checkpoint: Checkpoint
+    config: dict[str, Any]
+    spec: DecoderSpec
+    generation: GenerationFacts
+    staging: Staging
+    report: Progress
+
+    def run(self) -> ExportResult:
+        """Write every file of the package but force none to the disk yet."""
+        folder = self.staging.folder
+        # Conversion and compression share no data, and compression leaves Python's lock free.
+        with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as pool:
+            text_done = pool.submit(self._write_text)
+            reports = self._write_model(text_done)
+            self.report("convert tokenizer", 0, 1)
+            text = text_done.result()
+            self.report("convert tokenizer", 1, 1)
+        self._copy_small_files()
+        manifest = self._describe(reports, text)
+        (folder / CARD_NAME).write_text(write_model_card(manifest), encoding="utf-8")
+        names = sorted(path.name for path in folder.iterdir())
+        files: dict[str, FileFacts] = {}
+        for done, name in enumerate(names):
+            self.report("hash files", done, len(names))
+            files[name] = hash_file(folder / name)
+        self.report("hash files", len(names), len(names))
+        manifest = replace(manifest, files=files)
+        write_manifest(folder, manifest)
+        return ExportResult(folder, manifest, reports)
+
+    def _write_model(self, text_done: "Future[_Text]") -> tuple[TensorReport, ...]:
+        total = self.spec.num_layers + 1
+        with WeightStore(self.staging.folder / SPOOL_NAME) as store:
+            compressor = Compressor(self.checkpoint, self.spec, self.resolved.recipe, store)
+            self.report("compress weights", 0, total)
+            compressor.compress_embeddings()
+            for layer_index in range(self.spec.num_layers):
+                if text_done.done():
+                    text_done.result()  # its refusal need not wait for the last layer
+                self.report("compress weights", layer_index + 1, total)
+                compressor.compress_layer(layer_index)
+            self.report("compress weights", total, total)
+            store.freeze()
+            self.report("write model", 0, 1)
+            devices = facts.device_settings(self.resolved.profile, self._max_context_tokens)
+            write_openvino_model(self.spec, store, self.staging.folder, devices)
+            self.report("write model", 1, 1)
+        return tuple(compressor.reports)
+
+    def _write_text(self) -> "_Text":
+        folder = self.staging.folder
+        try:
+            done = write_tokenizer_files(
+                self.source.folder, folder, vocab_size=self.spec.vocab_size
+            )
+        except RuntimeError as exc:
+            raise_for_full_disk(folder, exc)
+            raise
+        if done.chat_template_from is None:
+            raise CheckpointError(
+                "The checkpoint has no chat template. Without one nobody knows what the model "
+                "takes for a question.",
+                "copy chat_template.jinja, or a tokenizer_config.json that holds one, from the "
+                "instruct model of the same family into the folder",
+            )
+        tokenizer = TextTokenizer.load(folder / TOKENIZER_JSON)
+        template = (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
+        return _Text(tokenizer, template, facts.chat_facts(template, tokenizer))
+
+    def _copy_small_files(self) -> None:
+        for name in ("generation_config.json", *_LICENSE_NAMES):
+            path = self.source.folder / name
+            if path.is_file():
+                shutil.copyfile(path, self.staging.folder / name)
+        text = json.dumps(self.config, indent=2, sort_keys=True, ensure_ascii=False)
+        (self.staging.folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+    @property
+    def _max_context_tokens(self) -> int:
+        asked = self.resolved.request.max_context_tokens
+        limit = self.spec.max_position_embeddings
+        return limit if asked is None else min(asked, limit)
+
+    def _describe(self, reports: tuple[TensorReport, ...], text: "_Text") -> Manifest:
+        folder, resolved = self.staging.folder, self.resolved
+        devices = facts.device_settings(resolved.profile, self._max_context_tokens)
+        self.report("try the package", 0, 1)
+        golden = measure_golden_tokens(folder, text.tokenizer, text.template, text.chat.thinking)
+        self.report("try the package", 1, 1)
+        return Manifest(
+            name=resolved.name,
+            model=facts.model_facts(self.spec, max(d.max_context_tokens for d in devices)),
+            source=facts.source_facts(self.source, self._source_files()),
+            profile=ProfileFacts(resolved.profile.name, resolved.recipe.name),
+            recipe=facts.recipe_facts(resolved.recipe),
+            weights=facts.weights_facts(reports, (folder / MODEL_BIN).stat().st_size),
+            devices=devices,
+            generation=self.generation,
+            chat=text.chat,
+            golden=golden,
+            tools=facts.tool_versions(),
+            files={},
+        )
+
+    def _source_files(self) -> dict[str, FileFacts]:
+        files = {}
+        for done, (name, file) in enumerate(sorted(self.source.files.items())):
+            self.report("hash source", done, len(self.source.files))
+            known = file.sha256
+            files[name] = (
+                FileFacts(file.size_bytes, known) if known else hash_file(self.source.folder / name)
+            )
+        self.report("hash source", len(self.source.files), len(self.source.files))
+        return files
+
+
+def _silent(step: str, done: int, total: int) -> None:
+    del step, done, total

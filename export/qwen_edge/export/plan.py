@@ -1,0 +1,193 @@
+"""What an export will cost: time, memory, disk; worked out before anything is written.
+
+The constants are measurements on the full-size Qwen3-4B (docs/LOG.md); `scripts/bench_export.py`
+prints the same figures, so that they can be checked. It knows sizes, not tensors.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from qwen_edge.errors import ResourceError, format_bytes
+from qwen_edge.export.decoder import DecoderSpec
+from qwen_edge.export.request import ResolvedRequest
+from qwen_edge.export.seal import check_disk
+from qwen_edge.export.source import ResolvedSource
+from qwen_edge.profiles.hardware import probe_hardware
+from qwen_edge.profiles.recipe import Recipe
+
+# Qwen3's tokenizer.json has 11.4 MB; with its OpenVINO forms 19.2 MB. Two graphs and the small
+# files of a package have 80 kB besides.
+_PER_TOKENIZER_BYTE = 1.7
+_PER_VOCABULARY_BYTE = 4.5  # of vocab.json and merges.txt, where tokenizer.json is made of them
+_SMALL_FILES_BYTES = 80_000
+# The model's graph as XML: 96 kB a layer quantised, 72 kB in fp16.
+_XML_BYTES, _XML_BYTES_PER_LAYER = 14_000, 94_000
+_FIXED_SECONDS = 8.0  # imports, tokenizer conversion, small files
+_CORE_SECONDS_PER_BILLION = 8.0  # reading, quantising, packing a billion weights, on one core
+_RUN_SECONDS_PER_GB = 6.0  # loading the package once and running its golden tokens
+_DISK_BYTES_PER_SECOND = 500e6  # a laptop's SSD, writing
+# Private memory while compressing: Python and its packages, blocks of weights (bounded whatever
+# the model's size), and the tokenizer's conversion, measured at 285 MB for Qwen3's.
+_PROCESS_BYTES = 300_000_000
+_BLOCKS_BYTES = 300_000_000
+_MEMORY_PER_TOKENIZER_BYTE = 25
+_RUN_FIXED_BYTES = 400_000_000  # private memory of the runtime beside the weights
+_GUESSED_LAYERS = 36
+_EMBEDDING_SHARE = 0.25  # of the parameters, where config.json is not here yet: a safe guess
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """Estimates for one export.
+
+    Args:
+        download_bytes: To be fetched.
+        package_bytes: Size of the finished package.
+        disk_bytes: Most disk needed at the output at one time: package and spool file.
+        memory_bytes: Peak private memory; file pages that the system may drop not counted.
+        seconds: Wall time after the download.
+        is_exact: config.json was at hand; otherwise the embedding's share is a guess.
+    """
+
+    download_bytes: int
+    package_bytes: int
+    disk_bytes: int
+    memory_bytes: int
+    seconds: float
+    is_exact: bool
+
+
+def plan_export(
+    resolved: ResolvedRequest, source: ResolvedSource, spec: DecoderSpec | None
+) -> ExportPlan:
+    """Estimate time, memory and disk.
+
+    Args:
+        resolved: The request.
+        source: What is to be read; only listed, not fetched.
+        spec: The decoder, when config.json is on this machine already.
+    """
+    sizes = {file.name: file.size_bytes for file in source.files}
+    source_bytes = sum(n for name, n in sizes.items() if name.endswith(".safetensors"))
+    if spec is None:
+        num_parameters = source_bytes // 2  # published checkpoints are bfloat16
+        weights_bytes = _guess_weights_bytes(resolved.recipe, num_parameters)
+        num_layers = _GUESSED_LAYERS
+    else:
+        num_parameters, num_layers = spec.num_parameters, spec.num_layers
+        weights_bytes = packed_bytes(resolved.recipe, spec)
+    tokenizer_bytes = _tokenizer_bytes(sizes)
+    package_bytes = (
+        weights_bytes
+        + int(_PER_TOKENIZER_BYTE * tokenizer_bytes)
+        + _SMALL_FILES_BYTES
+        + _XML_BYTES
+        + _XML_BYTES_PER_LAYER * num_layers
+    )
+    cores = os.cpu_count() or 1
+    seconds = (
+        _FIXED_SECONDS
+        + num_parameters / 1e9 * _CORE_SECONDS_PER_BILLION / min(cores, 4)
+        + weights_bytes / 1e9 * _RUN_SECONDS_PER_GB
+        + 2 * weights_bytes / _DISK_BYTES_PER_SECOND
+    )
+    compress_bytes = (
+        _PROCESS_BYTES
+        + min(_BLOCKS_BYTES, 4 * source_bytes)
+        + _MEMORY_PER_TOKENIZER_BYTE * tokenizer_bytes
+    )
+    return ExportPlan(
+        download_bytes=source.download_bytes,
+        package_bytes=package_bytes,
+        disk_bytes=package_bytes + weights_bytes,
+        memory_bytes=max(compress_bytes, int(1.15 * weights_bytes) + _RUN_FIXED_BYTES),
+        seconds=seconds,
+        is_exact=spec is not None,
+    )
+
+
+def packed_bytes(recipe: Recipe, spec: DecoderSpec) -> int:
+    """Return the bytes of a package's weights: values, scales and zero points.
+
+    Args:
+        recipe: Formats and group size.
+        spec: The decoder.
+    """
+    layer = 0
+    matrices = spec.linear_shapes(0)
+    for name, shape in spec.layer_shapes(0).items():
+        if name in matrices:
+            layer += _matrix_bytes(recipe.weights, *matrices[name], recipe.group_size)
+        else:
+            layer += 4 * prod(shape)  # norms and biases stay float32
+    embedding = _matrix_bytes(recipe.embedding, spec.vocab_size, spec.hidden_size)
+    head = _matrix_bytes(recipe.head, spec.vocab_size, spec.hidden_size)
+    return spec.num_layers * layer + embedding + (0 if spec.is_tied else head)
+
+
+def _matrix_bytes(fmt: str, rows: int, width: int, group_size: int = -1) -> int:
+    if fmt == "fp16":
+        return 2 * rows * width
+    if fmt == "int8":
+        return rows * (width + 3)  # float16 scale and uint8 zero point per row
+    groups = width // group_size if group_size != -1 and width % group_size == 0 else 1
+    return rows * (width // 2 + 2 * groups)
+
+
+def _guess_weights_bytes(recipe: Recipe, num_parameters: int) -> int:
+    """Return the bytes of a package's weights where config.json is not here yet."""
+    group = recipe.group_size if recipe.group_size > 0 else 2_048
+    per_layer_value = {"fp16": 2.0, "int8": 1.0, "int4": 0.5 + 2 / group}[recipe.weights]
+    per_embedding_value = {"fp16": 2.0, "int8": 1.0}[recipe.embedding]
+    share = _EMBEDDING_SHARE
+    return int(num_parameters * ((1 - share) * per_layer_value + share * per_embedding_value))
+
+
+def _tokenizer_bytes(sizes: Mapping[str, int]) -> int:
+    """Return the size of tokenizer.json, or what it will have."""
+    if "tokenizer.json" in sizes:
+        return sizes["tokenizer.json"]
+    vocabulary = sizes.get("vocab.json", 0) + sizes.get("merges.txt", 0)
+    return int(_PER_VOCABULARY_BYTE / _PER_TOKENIZER_BYTE * vocabulary)
+
+
+def check_plan(plan: ExportPlan, output: Path, cache_folder: Path | None) -> None:
+    """Refuse an export for which disk or memory will not suffice.
+
+    Args:
+        plan: The estimates.
+        output: The package folder to be.
+        cache_folder: Where a download goes; None when there is none.
+
+    Raises:
+        ResourceError: With needed and available figures. Nothing has been written.
+    """
+    needed_here = plan.disk_bytes
+    if cache_folder is not None and plan.download_bytes:
+        if _same_disk(cache_folder, output.absolute().parent):
+            needed_here += plan.download_bytes
+        else:
+            check_disk(cache_folder, plan.download_bytes)
+    check_disk(output.absolute().parent, needed_here)
+    available = probe_hardware().available_memory_bytes
+    if available is not None and available < plan.memory_bytes:
+        raise ResourceError(
+            f"The export needs {format_bytes(plan.memory_bytes)} of memory; "
+            f"{format_bytes(available)} are available. Nothing was written.",
+            "close other programs, or export a smaller model, such as Qwen/Qwen3-1.7B",
+            needed_bytes=plan.memory_bytes,
+            available_bytes=available,
+        )
+
+
+def _same_disk(first: Path, second: Path) -> bool:
+    return _existing(first).stat().st_dev == _existing(second).stat().st_dev
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path

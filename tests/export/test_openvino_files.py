@@ -1,0 +1,45 @@
+"""The two files of the graph: settings for other programs, and a full disk told apart."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from qwen_edge.errors import ResourceError
+from qwen_edge.export.openvino_files import raise_for_full_disk, runtime_options
+from qwen_edge.export.package_facts import device_settings
+from qwen_edge.profiles.profile import load_profile
+
+
+def options(profile: str) -> dict[str, str]:
+    return runtime_options(device_settings(load_profile(profile), 4_096))
+
+
+def test_a_package_for_the_cpu_alone_carries_its_cache_settings() -> None:
+    assert options("generic-x86") == {
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32",
+        "KV_CACHE_PRECISION": "u8",
+    }
+
+
+def test_what_was_tested_on_the_cpu_is_not_told_to_a_gpu() -> None:
+    assert set(options("core-ultra")) == {"ACTIVATIONS_SCALE_FACTOR"}
+    assert options("core-ultra-npu") == {}
+
+
+def test_the_settings_stand_in_the_xml(demo_package: Path) -> None:
+    tree = ElementTree.parse(demo_package / "openvino_model.xml")
+    found = {e.tag: e.get("value") for e in tree.getroot().findall("rt_info/runtime_options/*")}
+    assert found == options("core-ultra")
+
+
+def test_a_full_disk_is_told_from_other_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raise_for_full_disk(tmp_path, RuntimeError("a shape does not fit"))
+    with pytest.raises(ResourceError, match=r"filled up"):
+        raise_for_full_disk(tmp_path, RuntimeError("basic_ios::clear: iostream error"))
+    usage = type("Usage", (), {"free": 1_000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(ResourceError, match=r"1\.0 kB are free"):
+        raise_for_full_disk(tmp_path, RuntimeError("something"))
