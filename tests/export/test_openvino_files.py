@@ -12,7 +12,7 @@ from qwen_edge.profiles.profile import load_profile
 
 
 def options(profile: str) -> dict[str, str]:
-    return runtime_options(device_settings(load_profile(profile), 4_096))
+    return runtime_options(device_settings(load_profile(profile), 4_096, 36))
 
 
 def test_a_package_for_the_cpu_alone_carries_its_cache_settings() -> None:

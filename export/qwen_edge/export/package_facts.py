@@ -25,6 +25,7 @@ from qwen_edge.runtime.manifest import (
     GenerationFacts,
     GroupSizeFallback,
     ModelFacts,
+    PropertyValue,
     RecipeFacts,
     SourceFacts,
     WeightsFacts,
@@ -33,6 +34,7 @@ from qwen_edge.runtime.schema import parse_json
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
 
 DEFAULT_MAX_NEW_TOKENS = 2_048  # answers end at the EOS token; this bounds one that never comes
+_NPU_KEEP_BLOCKS = 5  # the NPU plugin's default of NPUW_ONLINE_KEEP_BLOCKS, 2026.4.1
 _MAX_JSON_BYTES = 4_000_000  # the largest published one has 50 kB
 _OPEN_THINK, _CLOSE_THINK = "<think>", "</think>"
 _LEAST_TOP_P = 1e-6  # none at all would keep no token
@@ -147,12 +149,20 @@ def weights_facts(reports: Sequence[TensorReport], weights_bytes: int) -> Weight
     )
 
 
-def device_settings(profile: Profile, max_context_tokens: int) -> tuple[DeviceSettings, ...]:
-    """Return the profile's devices, none with more context than the model has."""
+def device_settings(
+    profile: Profile, max_context_tokens: int, num_layers: int
+) -> tuple[DeviceSettings, ...]:
+    """Return the profile's devices, fitted to one model.
+
+    Args:
+        profile: The profile.
+        max_context_tokens: No device gets more context than this.
+        num_layers: Layers of the model.
+    """
     return tuple(
         DeviceSettings(
             device=entry.device,
-            properties=dict(entry.properties),
+            properties={**_shallow_properties(entry.device, num_layers), **entry.properties},
             max_context_tokens=min(entry.max_context_tokens, max_context_tokens),
             max_prompt_tokens=entry.max_prompt_tokens,
             min_response_tokens=entry.min_response_tokens,
@@ -160,6 +170,20 @@ def device_settings(profile: Profile, max_context_tokens: int) -> tuple[DeviceSe
         )
         for entry in profile.devices
     )
+
+
+def _shallow_properties(device: str, num_layers: int) -> dict[str, PropertyValue]:
+    """Return what a model with few layers needs besides.
+
+    Source:
+        Measured, NPU plugin 2026.4.1: it folds layers that repeat at least
+        NPUW_ONLINE_KEEP_BLOCKS times (5 by default) and fails on models with fewer
+        ("Model references undeclared parameters"), traced ones as well. Any value up to the
+        number of layers works (1 to 4 layers tried, int4 and fp32).
+    """
+    if device != "NPU" or num_layers >= _NPU_KEEP_BLOCKS:
+        return {}
+    return {"NPUW_ONLINE_KEEP_BLOCKS": num_layers}
 
 
 def generation_facts(folder: Path, config: Mapping[str, Any], vocab_size: int) -> GenerationFacts:

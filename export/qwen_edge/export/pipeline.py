@@ -8,7 +8,6 @@ sees, and the promise that a failure leaves the target as it was.
 import json
 import os
 import shutil
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,24 +15,23 @@ from typing import Any
 
 from qwen_edge.errors import CheckpointError
 from qwen_edge.export import package_facts as facts
-from qwen_edge.export.checkpoint import Checkpoint, check_tensors, open_checkpoint
-from qwen_edge.export.compress import Compressor, TensorReport
-from qwen_edge.export.decoder import DecoderSpec, read_spec
+from qwen_edge.export.compress import TensorReport
+from qwen_edge.export.decoder import DecoderSpec
+from qwen_edge.export.front_end import FrontEnd, Progress, open_front_end, read_native_spec
 from qwen_edge.export.golden import measure_golden_tokens
 from qwen_edge.export.model_card import FILE_NAME as CARD_NAME
 from qwen_edge.export.model_card import write_model_card
-from qwen_edge.export.openvino_files import raise_for_full_disk, write_openvino_model
+from qwen_edge.export.openvino_files import raise_for_full_disk
 from qwen_edge.export.plan import ExportPlan, check_plan, plan_export
 from qwen_edge.export.request import ExportRequest, ResolvedRequest, resolve_request
 from qwen_edge.export.seal import Staging, check_target, publish, stage
 from qwen_edge.export.source import FetchedSource, ResolvedSource, fetch_source, resolve_source
 from qwen_edge.export.tokenizer_files import write_tokenizer_files
-from qwen_edge.export.weight_store import WeightStore
 from qwen_edge.runtime.manifest import (
     CHAT_TEMPLATE,
-    MODEL_BIN,
     TOKENIZER_JSON,
     ChatFacts,
+    DeviceSettings,
     FileFacts,
     GenerationFacts,
     Manifest,
@@ -42,10 +40,6 @@ from qwen_edge.runtime.manifest import (
 from qwen_edge.runtime.package import hash_file, write_manifest
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
 
-Progress = Callable[[str, int, int], None]
-"""Called with (step, done, total); units are the step's own. Equal done and total end it."""
-
-SPOOL_NAME = "weights.spool"
 _LICENSE_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt")
 
 
@@ -56,7 +50,8 @@ class PreparedExport:
     Args:
         resolved: The request, complete.
         source: What it reads, listed.
-        spec: The decoder, when config.json is on this machine already.
+        spec: The decoder, when config.json is on this machine already and its architecture
+            has a native graph.
         plan: Time, memory, disk.
     """
 
@@ -98,8 +93,12 @@ def prepare_export(request: ExportRequest) -> PreparedExport:
         cache_dir=request.cache_dir,
     )
     config = source.folder / "config.json"
-    spec = read_spec(facts.read_json_object(config)) if config.is_file() else None
-    return PreparedExport(resolved, source, spec, plan_export(resolved, source, spec))
+    spec, is_native = None, True
+    if config.is_file():
+        spec = read_native_spec(facts.read_json_object(config))
+        is_native = spec is not None
+    plan = plan_export(resolved, source, spec, is_native=is_native)
+    return PreparedExport(resolved, source, spec, plan)
 
 
 def export(request: ExportRequest, progress: Progress | None = None) -> ExportResult:
@@ -132,24 +131,16 @@ def run_export(prepared: PreparedExport, progress: Progress | None = None) -> Ex
     source = fetch_source(
         prepared.source, progress=lambda done, total, label: report(f"fetch {label}", done, total)
     )
-    checkpoint, config, spec = _open(source)
+    config = facts.read_json_object(source.folder / "config.json")
+    front_end = open_front_end(source.folder, config, resolved.recipe)
     try:
-        generation = facts.generation_facts(source.folder, config, spec.vocab_size)
+        generation = facts.generation_facts(source.folder, config, front_end.model.vocab_size)
         with stage(output, force=resolved.request.force) as staging:
-            work = _Work(resolved, source, checkpoint, config, spec, generation, staging, report)
-            result = work.run()
+            result = _Work(resolved, source, front_end, config, generation, staging, report).run()
             publish(staging)
     finally:
-        checkpoint.close()
+        front_end.close()
     return replace(result, folder=output)
-
-
-def _open(source: FetchedSource) -> tuple[Checkpoint, dict[str, Any], DecoderSpec]:
-    config = facts.read_json_object(source.folder / "config.json")
-    spec = read_spec(config)
-    checkpoint = open_checkpoint(source.folder)
-    check_tensors(checkpoint, spec.tensor_shapes(), is_tied=spec.is_tied)
-    return checkpoint, config, spec
 
 
 @dataclass(frozen=True)
@@ -167,9 +158,8 @@ class _Work:
 
     resolved: ResolvedRequest
     source: FetchedSource
-    checkpoint: Checkpoint
+    front_end: FrontEnd
     config: dict[str, Any]
-    spec: DecoderSpec
     generation: GenerationFacts
     staging: Staging
     report: Progress
@@ -198,29 +188,18 @@ class _Work:
         return ExportResult(folder, manifest, reports)
 
     def _write_model(self, text_done: "Future[_Text]") -> tuple[TensorReport, ...]:
-        total = self.spec.num_layers + 1
-        with WeightStore(self.staging.folder / SPOOL_NAME) as store:
-            compressor = Compressor(self.checkpoint, self.spec, self.resolved.recipe, store)
-            self.report("compress weights", 0, total)
-            compressor.compress_embeddings()
-            for layer_index in range(self.spec.num_layers):
-                if text_done.done():
-                    text_done.result()  # its refusal need not wait for the last layer
-                self.report("compress weights", layer_index + 1, total)
-                compressor.compress_layer(layer_index)
-            self.report("compress weights", total, total)
-            store.freeze()
-            self.report("write model", 0, 1)
-            devices = facts.device_settings(self.resolved.profile, self._max_context_tokens)
-            write_openvino_model(self.spec, store, self.staging.folder, devices)
-            self.report("write model", 1, 1)
-        return tuple(compressor.reports)
+        def report(step: str, done: int, total: int) -> None:
+            if text_done.done():
+                text_done.result()  # its refusal need not wait for the last layer
+            self.report(step, done, total)
+
+        return self.front_end.write_model(self.staging.folder, self._devices, report)
 
     def _write_text(self) -> "_Text":
         folder = self.staging.folder
         try:
             done = write_tokenizer_files(
-                self.source.folder, folder, vocab_size=self.spec.vocab_size
+                self.source.folder, folder, vocab_size=self.front_end.model.vocab_size
             )
         except RuntimeError as exc:
             raise_for_full_disk(folder, exc)
@@ -245,24 +224,30 @@ class _Work:
         (self.staging.folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
     @property
-    def _max_context_tokens(self) -> int:
+    def _devices(self) -> tuple[DeviceSettings, ...]:
+        """Return the profile's devices, none with more context than model and request allow."""
         asked = self.resolved.request.max_context_tokens
-        limit = self.spec.max_position_embeddings
-        return limit if asked is None else min(asked, limit)
+        model = self.front_end.model
+        limit = model.max_context_tokens
+        limit = limit if asked is None else min(asked, limit)
+        return facts.device_settings(self.resolved.profile, limit, model.num_layers)
 
     def _describe(self, reports: tuple[TensorReport, ...], text: "_Text") -> Manifest:
         folder, resolved = self.staging.folder, self.resolved
-        devices = facts.device_settings(resolved.profile, self._max_context_tokens)
+        devices = self._devices
         self.report("try the package", 0, 1)
         golden = measure_golden_tokens(folder, text.tokenizer, text.template, text.chat.thinking)
         self.report("try the package", 1, 1)
         return Manifest(
             name=resolved.name,
-            model=facts.model_facts(self.spec, max(d.max_context_tokens for d in devices)),
+            model=replace(
+                self.front_end.model,
+                max_context_tokens=max(entry.max_context_tokens for entry in devices),
+            ),
             source=facts.source_facts(self.source, self._source_files()),
             profile=ProfileFacts(resolved.profile.name, resolved.recipe.name),
             recipe=facts.recipe_facts(resolved.recipe),
-            weights=facts.weights_facts(reports, (folder / MODEL_BIN).stat().st_size),
+            weights=self.front_end.describe_weights(folder, reports),
             devices=devices,
             generation=self.generation,
             chat=text.chat,

@@ -6,7 +6,6 @@ They are looked for, not imported.
 import importlib.util
 
 _EXPORT_MODULES = (
-    "filelock",
     "huggingface_hub",
     "openvino_tokenizers",
     "safetensors",

@@ -10,6 +10,7 @@ import json
 import math
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -88,8 +89,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the object; a repeated key is a problem, since parsers differ on its meaning."""
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
+        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise SchemaError([f"key {_short(repeated)} stands there twice"])
     return result
 

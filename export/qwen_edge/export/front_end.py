@@ -1,0 +1,190 @@
+"""The two ways from a checkpoint to openvino_model.xml and .bin.
+
+`NativeFrontEnd` builds the graph itself and compresses layer by layer: no torch, bounded
+memory. `OptimumFrontEnd` hands an architecture that has no native graph to optimum-intel.
+The pipeline treats both alike. Read `compress.py` and `optimum_frontend.py` for the work.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from qwen_edge.errors import UnsupportedArchitectureError
+from qwen_edge.export import package_facts as facts
+from qwen_edge.export.checkpoint import Checkpoint, check_tensors, open_checkpoint
+from qwen_edge.export.compress import Compressor, TensorReport
+from qwen_edge.export.decoder import DecoderSpec, read_spec
+from qwen_edge.export.openvino_files import write_openvino_model
+from qwen_edge.export.optimum_frontend import (
+    check_optimum,
+    count_bits,
+    export_with_optimum,
+    generic_model_facts,
+)
+from qwen_edge.export.weight_store import WeightStore
+from qwen_edge.profiles.recipe import Recipe
+from qwen_edge.runtime.manifest import (
+    MODEL_BIN,
+    MODEL_XML,
+    DeviceSettings,
+    ModelFacts,
+    WeightsFacts,
+)
+
+Progress = Callable[[str, int, int], None]
+"""Called with (step, done, total); units are the step's own. Equal done and total end it."""
+
+SPOOL_NAME = "weights.spool"
+
+
+class FrontEnd(Protocol):
+    """One checkpoint that is ready to become a model."""
+
+    @property
+    def model(self) -> ModelFacts:
+        """The network's facts; `max_context_tokens` is the checkpoint's own."""
+        ...
+
+    def write_model(
+        self, folder: Path, devices: tuple[DeviceSettings, ...], report: Progress
+    ) -> tuple[TensorReport, ...]:
+        """Write the two files of the model; return what became of every matrix, if known."""
+        ...
+
+    def describe_weights(self, folder: Path, reports: tuple[TensorReport, ...]) -> WeightsFacts:
+        """Return what compression did to the model that was written."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the checkpoint's files."""
+        ...
+
+
+def read_native_spec(config: Mapping[str, Any]) -> DecoderSpec | None:
+    """Return the decoder of a config.json, or None when optimum-intel has to export it.
+
+    Raises:
+        MissingExtraError: The architecture has no native graph and optimum-intel is missing.
+        UnsupportedArchitectureError: A known architecture with a feature that has no graph.
+        CheckpointError: A field is missing or out of bounds.
+    """
+    try:
+        return read_spec(config)
+    except UnsupportedArchitectureError as refusal:
+        # Only an unknown architecture is handed on: a sliding window or quantised weights of a
+        # known one would come out of optimum-intel just as wrong, or refused.
+        if refusal.facts.get("field") != "model_type":
+            raise
+        check_optimum(refusal)
+        return None
+
+
+def open_front_end(folder: Path, config: dict[str, Any], recipe: Recipe) -> FrontEnd:
+    """Open a checkpoint with the front end that its architecture needs.
+
+    Args:
+        folder: The checkpoint, local and complete.
+        config: Its config.json.
+        recipe: What is to be done to the weights.
+
+    Raises:
+        CheckpointError: Tensors and config.json do not fit together.
+        UsageError: See `read_native_spec`.
+    """
+    spec = read_native_spec(config)
+    checkpoint = open_checkpoint(folder)
+    if spec is None:
+        return OptimumFrontEnd(checkpoint, config, recipe)
+    check_tensors(checkpoint, spec.tensor_shapes(), is_tied=spec.is_tied)
+    return NativeFrontEnd(checkpoint, spec, recipe)
+
+
+class NativeFrontEnd:
+    """Builds the graph from its specification and compresses one layer at a time.
+
+    Args:
+        checkpoint: Checked against `spec`; closed by `close`.
+        spec: The decoder.
+        recipe: Formats, group size, AWQ.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, spec: DecoderSpec, recipe: Recipe) -> None:
+        self._checkpoint = checkpoint
+        self._spec = spec
+        self._recipe = recipe
+        self.model = facts.model_facts(spec, spec.max_position_embeddings)
+
+    def write_model(
+        self, folder: Path, devices: tuple[DeviceSettings, ...], report: Progress
+    ) -> tuple[TensorReport, ...]:
+        """Write the two files of the model and return what became of every matrix."""
+        total = self._spec.num_layers + 1
+        with WeightStore(folder / SPOOL_NAME) as store:
+            compressor = Compressor(self._checkpoint, self._spec, self._recipe, store)
+            report("compress weights", 0, total)
+            compressor.compress_embeddings()
+            for layer_index in range(self._spec.num_layers):
+                report("compress weights", layer_index + 1, total)
+                compressor.compress_layer(layer_index)
+            report("compress weights", total, total)
+            store.freeze()
+            report("write model", 0, 1)
+            write_openvino_model(self._spec, store, folder, devices)
+            report("write model", 1, 1)
+        return tuple(compressor.reports)
+
+    def describe_weights(self, folder: Path, reports: tuple[TensorReport, ...]) -> WeightsFacts:
+        """Return what compression did to the model that was written."""
+        return facts.weights_facts(reports, (folder / MODEL_BIN).stat().st_size)
+
+    def close(self) -> None:
+        """Let go of the checkpoint's files."""
+        self._checkpoint.close()
+
+
+class OptimumFrontEnd:
+    """Hands the checkpoint to optimum-intel, in a process of its own.
+
+    Args:
+        checkpoint: Opened, so that its headers are known to be sound.
+        config: Its config.json.
+        recipe: Formats, group size, AWQ.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: dict[str, Any], recipe: Recipe) -> None:
+        self._checkpoint = checkpoint
+        self._recipe = recipe
+        num_parameters = 0
+        for entry in checkpoint.entries.values():
+            count = 1
+            for dimension in entry.shape:
+                count *= dimension
+            num_parameters += count
+        self.model = generic_model_facts(config, num_parameters)
+
+    def write_model(
+        self, folder: Path, devices: tuple[DeviceSettings, ...], report: Progress
+    ) -> tuple[TensorReport, ...]:
+        """Write the two files of the model; optimum-intel reports on no single matrix."""
+        del devices  # its models carry optimum-intel's own runtime options
+        report("run optimum-intel", 0, 1)
+        for name in self._checkpoint.entries:
+            self._checkpoint.check_finite(name)
+        export_with_optimum(self._checkpoint.folder, folder, self._recipe)
+        report("run optimum-intel", 1, 1)
+        return ()
+
+    def describe_weights(self, folder: Path, reports: tuple[TensorReport, ...]) -> WeightsFacts:
+        """Return what is in the model that was written; the weights' error is not known."""
+        del reports
+        return WeightsFacts(
+            num_tensors=len(self._checkpoint.entries),
+            weights_bytes=(folder / MODEL_BIN).stat().st_size,
+            bits=count_bits(folder / MODEL_XML),
+            group_size_fallbacks=(),
+            relative_rms_error=None,
+        )
+
+    def close(self) -> None:
+        """Let go of the checkpoint's files."""
+        self._checkpoint.close()

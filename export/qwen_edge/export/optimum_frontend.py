@@ -1,0 +1,193 @@
+"""The second front end: architectures without a native graph, through optimum-intel.
+
+Needs the `optimum` extra (torch, transformers, optimum-intel) and the memory to hold the
+whole model. It runs as a process of its own, so that torch stays out of this one and a crash
+stays there too; what comes out is sealed like any other package.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qwen_edge.errors import (
+    CheckpointError,
+    MissingExtraError,
+    ResourceError,
+    UnsupportedArchitectureError,
+)
+from qwen_edge.profiles.recipe import Recipe
+from qwen_edge.runtime.engine import import_openvino
+from qwen_edge.runtime.manifest import MODEL_BIN, MODEL_XML, ModelFacts
+
+_MIN_COUNTED_VALUES = 4_096  # smaller constants are norms, biases and shapes
+_BITS = {"i4": "4", "u4": "4", "i8": "8", "u8": "8", "f16": "16", "bf16": "16", "f32": "32"}
+# Inputs that the runtime feeds; a model with others could not be run.
+_INPUTS = frozenset({"input_ids", "attention_mask", "position_ids", "beam_idx"})
+_LOG_NAME = "optimum.log"
+
+
+def check_optimum(refusal: UnsupportedArchitectureError) -> None:
+    """Refuse an architecture without a native graph where the extra is not installed.
+
+    Args:
+        refusal: Why the native graph cannot be built; kept as the cause.
+
+    Raises:
+        MissingExtraError: optimum-intel or torch is missing.
+    """
+    for name in ("optimum.intel", "torch"):
+        try:
+            is_missing = importlib.util.find_spec(name) is None
+        except ModuleNotFoundError:
+            is_missing = True
+        if is_missing:
+            raise MissingExtraError(
+                f"{refusal.problem} optimum-intel could export it, but {name!r} is not installed.",
+                "pip install 'qwen-edge[optimum]' (with torch, several GB), or " + refusal.fix,
+                package=name,
+            ) from refusal
+
+
+def export_with_optimum(source: Path, folder: Path, recipe: Recipe) -> None:
+    """Write openvino_model.xml and .bin of a checkpoint with optimum-intel.
+
+    Args:
+        source: The checkpoint folder, local and complete.
+        folder: An existing folder on the target's file system; receives the two files.
+        recipe: Formats, group size, AWQ.
+
+    Raises:
+        UnsupportedArchitectureError: optimum-intel cannot export it either, or what it
+            exports has inputs the runtime does not feed.
+        ResourceError: The process was killed, most likely because memory ran out.
+    """
+    work = folder / "optimum"
+    log = folder / _LOG_NAME
+    command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
+    command += ["--model", str(source), "--task", "text-generation-with-past"]
+    command += [*optimum_options(recipe), "--disable-convert-tokenizer", str(work)]
+    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NNCF_CI": "1"}
+    with log.open("wb") as stream:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **quiet},
+            check=False,
+        )
+    if done.returncode:
+        raise _refused(done.returncode, log)
+    for name in (MODEL_XML, MODEL_BIN):
+        os.replace(work / name, folder / name)
+    for path in sorted(work.iterdir()):
+        path.unlink()
+    work.rmdir()
+    log.unlink()
+    _check_inputs(folder / MODEL_XML)
+
+
+def optimum_options(recipe: Recipe) -> list[str]:
+    """Return the command-line options that say the same as a recipe."""
+    options = ["--weight-format", recipe.weights]
+    if recipe.symmetric and recipe.weights != "fp16":
+        options.append("--sym")
+    if recipe.weights == "int4":
+        options += ["--group-size", str(recipe.group_size), "--ratio", "1.0"]
+        options += ["--group-size-fallback", "adjust", "--backup-precision", "int8_asym"]
+        if recipe.awq:
+            options.append("--awq")
+    return options
+
+
+def generic_model_facts(config: Mapping[str, Any], num_parameters: int) -> ModelFacts:
+    """Return the network's facts from the names that most configurations share.
+
+    Args:
+        config: The checkpoint's config.json.
+        num_parameters: Counted from its tensors.
+
+    Raises:
+        CheckpointError: A size is missing.
+    """
+
+    def size(*names: str, default: int | None = None) -> int:
+        for name in names:
+            value = config.get(name)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+        if default is not None:
+            return default
+        raise CheckpointError(
+            f"config.json has no {names[0]!r}, without which nothing can be planned.",
+            "restore config.json from the model's publisher",
+            field=names[0],
+        )
+
+    hidden_size = size("hidden_size", "n_embd", "d_model")
+    num_heads = size("num_attention_heads", "n_head")
+    return ModelFacts(
+        architecture=str((config.get("architectures") or ["unknown"])[0]),
+        model_type=str(config.get("model_type", "unknown")),
+        num_layers=size("num_hidden_layers", "n_layer"),
+        hidden_size=hidden_size,
+        num_heads=num_heads,
+        num_kv_heads=size("num_key_value_heads", default=num_heads),
+        head_dim=size("head_dim", default=max(1, hidden_size // num_heads)),
+        vocab_size=size("vocab_size"),
+        num_parameters=num_parameters,
+        max_context_tokens=size("max_position_embeddings", "n_positions"),
+    )
+
+
+def count_bits(xml_path: Path) -> dict[str, int]:
+    """Return how many weights of a model are stored in how many bits, "4" → count."""
+    bits: dict[str, int] = {}
+    for op in import_openvino().Core().read_model(xml_path).get_ops():
+        if op.get_type_name() != "Constant":
+            continue
+        key = _BITS.get(op.get_element_type().get_type_name())
+        count = _num_values(op)
+        if key is not None and count >= _MIN_COUNTED_VALUES:
+            bits[key] = bits.get(key, 0) + count
+    return dict(sorted(bits.items()))
+
+
+def _num_values(op: Any) -> int:
+    count = 1
+    for dimension in op.get_output_shape(0):
+        count *= int(dimension)
+    return count
+
+
+def _check_inputs(xml_path: Path) -> None:
+    model = import_openvino().Core().read_model(xml_path)
+    names = {port.get_any_name() for port in model.inputs}
+    if not names <= _INPUTS or "input_ids" not in names:
+        raise UnsupportedArchitectureError(
+            f"optimum-intel exported this model with inputs {sorted(names)}; the runtime feeds "
+            f"{sorted(_INPUTS)}.",
+            "use a decoder-only text model",
+            inputs=sorted(names),
+        )
+
+
+def _refused(code: int, log: Path) -> UnsupportedArchitectureError | ResourceError:
+    if code < 0:
+        return ResourceError(
+            f"optimum-intel was ended by signal {-code}, most likely because memory ran out: it "
+            "holds the whole model, several times over.",
+            "close other programs, or export on a machine with more memory",
+            signal=-code,
+        )
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").split("\n")]
+    last = next((line for line in reversed(lines) if line), "it said nothing")
+    return UnsupportedArchitectureError(
+        f"optimum-intel could not export this checkpoint (exit code {code}): {last[:300]}",
+        "use a dense Qwen3, Qwen2, Qwen2.5 or Llama checkpoint",
+        exit_code=code,
+    )
