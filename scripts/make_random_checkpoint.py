@@ -44,6 +44,7 @@ _COMMON: dict[str, object] = {
     "sliding_window": None,
     "tie_word_embeddings": True,
     "torch_dtype": "bfloat16",
+    "transformers_version": "4.51.0",
     "use_cache": True,
     "use_sliding_window": False,
     "vocab_size": 151936,

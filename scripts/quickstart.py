@@ -25,7 +25,7 @@ def main() -> None:
     PACKAGE.parent.mkdir(exist_ok=True)
     command = [str(python), "-m", "qwen_edge.cli"]
     run([*command, "export", "demo", "--output", str(PACKAGE), "--force"])
-    talk = ROOT / "scripts" / "demo_conversation.py"
+    talk = ROOT / "scripts" / "talk_to_package.py"
     run([str(python), str(talk), str(PACKAGE), *CONVERSATION])
     say(f"\nexport and conversation took {time.monotonic() - start:.1f} s")
     program = python.with_name("qwen-edge")

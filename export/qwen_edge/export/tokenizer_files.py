@@ -126,7 +126,14 @@ def _load_fast(folder: Path, kind: str) -> Any:
         # Torch, where it is installed, is imported here: 1.5 s of nothing we need.
         loader = getattr(transformers, kind)
     with _blaming("The tokenizer cannot be loaded"):
-        fast = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        fast = loader.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            # Takes `tokenizer.json` at its word. Not said, transformers 5.5 warns of a fault of
+            # Mistral's tokenizers for every folder whose config.json names no version.
+            fix_mistral_regex=False,
+        )
     if not getattr(fast, "is_fast", False):
         raise CheckpointError(
             f"The tokenizer is of the kind {type(fast).__name__}, which has no tokenizer.json.",

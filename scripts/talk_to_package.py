@@ -1,6 +1,6 @@
 """Hold a short conversation with a package and print answers and speed.
 
-python scripts/demo_conversation.py PACKAGE PROMPT [PROMPT …]
+python scripts/talk_to_package.py PACKAGE PROMPT [PROMPT …]
 """
 
 import sys
