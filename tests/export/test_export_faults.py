@@ -212,17 +212,17 @@ def test_a_killed_export_leaves_the_earlier_package_and_the_next_one_cleans_up(
 
 
 STEPS = (
-    "check_tensors",
-    "Compressor",
-    "WeightStore.freeze",
-    "write_openvino_model",
-    "write_tokenizer_files",
-    "shutil.copyfile",
-    "measure_golden_tokens",
-    "write_model_card",
-    "hash_file",
-    "write_manifest",
-    "publish",
+    "front_end.check_tensors",
+    "front_end.Compressor",
+    "front_end.WeightStore.freeze",
+    "front_end.write_openvino_model",
+    "pipeline.write_tokenizer_files",
+    "pipeline.shutil.copyfile",
+    "pipeline.measure_golden_tokens",
+    "pipeline.write_model_card",
+    "pipeline.hash_file",
+    "pipeline.write_manifest",
+    "pipeline.publish",
 )
 
 
@@ -239,8 +239,8 @@ def test_an_exception_in_any_step_leaves_the_earlier_package(
         reached.append(step)
         raise error
 
-    monkeypatch.setattr(f"qwen_edge.export.pipeline.{step}", fail)
-    if step not in {"write_tokenizer_files", "measure_golden_tokens"}:
+    monkeypatch.setattr(f"qwen_edge.export.{step}", fail)
+    if step not in {"pipeline.write_tokenizer_files", "pipeline.measure_golden_tokens"}:
         # Two slow steps that this case is not about.
         monkeypatch.setattr("qwen_edge.export.tokenizer_files.find_disagreements", lambda *args: ())
     with pytest.raises(type(error)):
