@@ -1,4 +1,4 @@
-"""Compare a package's logits with Transformers' on the checkpoint it was made from. Last line: JSON.
+"""Compare a package with Transformers on the checkpoint it was made from. Last line: JSON.
 
     python scripts/check_parity.py CHECKPOINT PACKAGE [--tokens 40]
 
