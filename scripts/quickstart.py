@@ -7,6 +7,7 @@ exporting needs (no torch), exports the embedded model `demo` with the profile t
 this machine, holds a short conversation with it, and prints where everything lies.
 """
 
+import argparse
 import os
 import sys
 import time
@@ -20,6 +21,10 @@ CONVERSATION = ("Hello!", "My name is Ada.", "What is my name?")
 
 def main() -> None:
     """Set up, export, talk."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
     python = make_environment(ROOT / ".venv", [["--editable", ".[export]"]])
     start = time.monotonic()
     PACKAGE.parent.mkdir(exist_ok=True)

@@ -164,3 +164,33 @@ def test_no_device_left_names_every_refusal(
         load(package)
     assert refusing_gpu == ["GPU"]
     assert isinstance(caught.value.__cause__, DeviceError)
+
+
+def test_device_that_fails_when_its_buffers_are_allocated_is_passed_over(
+    package: Path, monkeypatch: pytest.MonkeyPatch, seal: Seal
+) -> None:
+    """Found in review: compiling went well, and the next call ended in the driver's own error."""
+
+    class Full:
+        def __init__(self, compiled: Any) -> None:
+            self._compiled = compiled
+
+        def output(self, name: str) -> Any:
+            return self._compiled.output(name)
+
+        def create_infer_request(self) -> Any:
+            raise RuntimeError("CL_OUT_OF_RESOURCES")
+
+    def compile_for(model: Any, device: str, properties: Any) -> Any:
+        compiled = compile_model(model, "CPU", properties)
+        return Full(compiled) if device == "GPU" else compiled
+
+    reports = (DeviceReport("CPU", "Some CPU"), DeviceReport("GPU", "Some GPU"))
+    monkeypatch.setattr(opening, "probe_devices", lambda: reports)
+    monkeypatch.setattr(opening, "compile_model", compile_for)
+    seal(package, devices=(GPU, CPU))
+    with load(package, warm_up=False) as model:
+        assert choice_of(model).value == CPU
+        assert "CL_OUT_OF_RESOURCES" in choice_of(model).reason
+    with pytest.raises(DeviceError, match="CL_OUT_OF_RESOURCES"):
+        load(package, device="GPU", warm_up=False)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qwen_edge.errors import (
@@ -151,6 +152,51 @@ def test_shallow_models_are_fitted_to_the_npu_plugin(num_layers: int, expected: 
     assert npu.properties.get("NPUW_ONLINE_KEEP_BLOCKS") == expected
     (cpu,) = device_settings(load_profile("core-ultra-cpu"), 4_096, num_layers)
     assert "NPUW_ONLINE_KEEP_BLOCKS" not in cpu.properties
+
+
+def test_optimum_cannot_report_to_its_makers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found in review: the child process sent what this one is kept from sending."""
+    program = tmp_path / "optimum" / "commands"
+    program.mkdir(parents=True)
+    (tmp_path / "optimum" / "__init__.py").touch()
+    (program / "__init__.py").touch()
+    (program / "optimum_cli.py").write_text(
+        "import sys\n"
+        "def main():\n"
+        "    try:\n"
+        "        import openvino_telemetry\n"
+        "    except ImportError:\n"
+        "        sys.exit('telemetry cannot be imported')\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "openvino_telemetry.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(UnsupportedArchitectureError, match="telemetry cannot be imported"):
+        export_with_optimum(tmp_path, tmp_path, load_recipe("int4"))
+
+
+def test_quantised_weights_of_another_architecture_are_refused() -> None:
+    config = OTHER | {"quantization_config": {"quant_method": "gptq"}}
+    with pytest.raises(UnsupportedArchitectureError, match="phi3"):
+        read_native_spec(config)
+
+
+def test_buffers_that_are_no_weights_are_passed_over(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = {"model.mask": ("U8", np.zeros((2, 2), np.uint8))}
+    folder = make_checkpoint(tmp_path / "masked", extra=mask)
+    monkeypatch.setattr("qwen_edge.export.front_end.check_optimum", lambda refusal: None)
+    exported = []
+    monkeypatch.setattr(
+        "qwen_edge.export.front_end.export_with_optimum", lambda *args: exported.append(args)
+    )
+    config = json.loads((folder / "config.json").read_bytes()) | OTHER
+    front_end = open_front_end(folder, config, load_recipe("int4"))
+    front_end.write_model(tmp_path, (), lambda step, done, total: None)
+    assert len(exported) == 1
 
 
 @pytest.mark.skipif(not HAS_OPTIMUM, reason="optimum-intel is not installed (extra 'optimum')")

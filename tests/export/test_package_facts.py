@@ -204,7 +204,8 @@ def test_weights_facts() -> None:
 
 def test_no_device_has_more_context_than_the_model() -> None:
     profile = load_profile("core-ultra")
-    assert {d.max_context_tokens for d in facts.device_settings(profile, 100, 36)} == {100}
+    cut = {d.device: d.max_context_tokens for d in facts.device_settings(profile, 100, 36)}
+    assert cut == {"GPU": 100, "CPU": 100, "NPU": 64}
     whole = facts.device_settings(profile, 10**9, 36)
     assert [d.max_context_tokens for d in whole] == [d.max_context_tokens for d in profile.devices]
     assert [d.device for d in whole] == ["GPU", "CPU", "NPU"]

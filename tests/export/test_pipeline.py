@@ -273,9 +273,16 @@ def test_the_context_asked_for_bounds_every_device(
     tmp_path: Path, make_checkpoint: CheckpointMaker
 ) -> None:
     source = make_checkpoint(tmp_path / "source")
-    manifest = run(source, tmp_path / "package", max_context_tokens=100).manifest
-    assert manifest.model.max_context_tokens == 100
-    assert {d.max_context_tokens for d in manifest.devices} == {100}
+    manifest = run(source, tmp_path / "package", max_context_tokens=300).manifest
+    assert manifest.model.max_context_tokens == 300
+    static = [d for d in manifest.devices if d.max_prompt_tokens is not None]
+    assert {d.max_context_tokens for d in manifest.devices if d not in static} == {300}
+    # A device of fixed shapes shares it out to prompt and answer, in powers of two.
+    for entry in static:
+        assert (entry.max_prompt_tokens, entry.min_response_tokens) == (128, 128)
+        assert entry.max_context_tokens == 256
+        assert entry.properties["NPUW_LLM_MAX_PROMPT_LEN"] == 128
+        assert entry.properties["NPUW_LLM_PREFILL_CHUNK_SIZE"] == 128
 
 
 def test_progress_begins_and_ends_every_step(

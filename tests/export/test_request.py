@@ -65,7 +65,7 @@ def test_what_was_given_says_how() -> None:
         model="demo",
         profile="generic-x86",
         output=Path("here"),
-        max_context_tokens=64,
+        max_context_tokens=512,
         cache_dir=Path("cache"),
         offline=True,
     )
@@ -129,9 +129,9 @@ def test_a_long_name_is_cut() -> None:
     assert len(name) < 130
 
 
-@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize("value", [255, 1, 0, -1])
 def test_a_context_of_nothing(value: int) -> None:
-    with pytest.raises(UsageError, match=rf"max_context_tokens is {value}, expected 1 or more"):
+    with pytest.raises(UsageError, match=rf"max_context_tokens is {value}, expected 256 or more"):
         ExportRequest(max_context_tokens=value)
 
 

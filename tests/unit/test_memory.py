@@ -33,6 +33,17 @@ def test_estimate_is_near_what_was_measured() -> None:
     assert estimate.max_bytes - estimate.min_bytes == 3072 * estimate.cache_bytes_per_token
 
 
+def test_weights_of_16_bits_are_widened_on_the_cpu() -> None:
+    """Measured: Qwen3-0.6B fp16, 1.19 GB of weights, took 5.13 GB of private memory to load."""
+    recipe = dataclasses.replace(SAMPLE.recipe, weights="fp16")
+    files = {**SAMPLE.files, "openvino_model.bin": FileFacts(1_190_000_000, "0" * 64)}
+    fp16 = dataclasses.replace(QWEN3_4B, recipe=recipe, files=files)
+    assert 4.9e9 < estimate_memory(fp16, settings("CPU")).model_bytes < 5.4e9
+    assert estimate_memory(fp16, settings("GPU")).model_bytes < 1.5e9
+    bf16 = settings("CPU", INFERENCE_PRECISION_HINT="bf16")
+    assert estimate_memory(fp16, bf16).model_bytes < 1.5e9
+
+
 @pytest.mark.parametrize(
     ("device", "properties", "expected"),
     [

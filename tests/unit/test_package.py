@@ -119,7 +119,7 @@ def test_size_problem_names_both_sizes(package: Path) -> None:
         check_sizes(package, read_manifest(package))
 
 
-@pytest.mark.parametrize("name", ["openvino_extension.so", "x.py", ".DS_Store", "sub"])
+@pytest.mark.parametrize("name", ["openvino_extension.so", "x.py", ".env", "sub"])
 def test_extra_file_is_refused(package: Path, name: str) -> None:
     if name == "sub":
         (package / name).mkdir()
@@ -129,6 +129,15 @@ def test_extra_file_is_refused(package: Path, name: str) -> None:
     with pytest.raises(PackageError, match="is not listed in the manifest") as caught:
         check_sizes(package, read_manifest(package))
     assert "move files that are not listed out of it" in caught.value.fix
+
+
+def test_what_file_managers_and_git_leave_is_passed_over(package: Path) -> None:
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", ".gitattributes"):
+        (package / name).write_bytes(b"x")
+    for name in (".git", ".cache"):
+        (package / name).mkdir()
+    assert verify_package(package).is_intact
+    check_sizes(package, read_manifest(package))
 
 
 def test_symlink_is_refused_even_to_the_right_bytes(package: Path) -> None:

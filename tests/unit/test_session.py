@@ -350,3 +350,22 @@ def test_arguments_are_checked_at_the_call_not_at_the_first_event() -> None:
         chat.stream([])
     with pytest.raises(UsageError):
         Model.fake(["a"]).session(max_new_tokens=-1)
+
+
+def test_close_while_an_answer_begins_is_not_undone() -> None:
+    """Found in review: an answer that was just starting set the session back to ready."""
+    model = Model.fake(["so so so"])
+    session = model.session()
+    clear = session._cancelled.clear
+    closing = threading.Thread(target=session.close)
+
+    def clear_late() -> None:
+        closing.start()
+        closing.join(0.2)  # it has to wait for the lock, or it would be over here
+        clear()
+
+    session._cancelled.clear = clear_late  # type: ignore[method-assign]
+    events = list(session.stream("Hi"))
+    closing.join()
+    assert session.state == "closed"
+    assert events[-1].finish_reason == "cancelled"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -54,6 +55,19 @@ def test_changed_time_means_hashing_again(package: Path, cache_dir: Path) -> Non
     os.utime(package / "LICENSE", ns=(OLD_NS + 1, OLD_NS + 1))
     assert was_hashed(package, cache_dir)
     assert not was_hashed(package, cache_dir)
+
+
+def test_copy_with_kept_times_at_the_same_path_is_hashed(package: Path, cache_dir: Path) -> None:
+    """Found in review: size and time were all that was remembered, and a copy keeps both."""
+    was_hashed(package, cache_dir)
+    copy = package.with_name("copy")
+    shutil.copytree(package, copy)
+    (copy / "openvino_model.bin").write_bytes(b"openvino_model.biN")
+    make_old(copy)
+    shutil.rmtree(package)
+    copy.rename(package)
+    with pytest.raises(PackageError, match=r"'openvino_model\.bin' has other contents"):
+        was_hashed(package, cache_dir)
 
 
 def test_changed_bytes_of_equal_length_are_found(package: Path, cache_dir: Path) -> None:

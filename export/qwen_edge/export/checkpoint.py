@@ -23,6 +23,9 @@ _STORAGE: dict[str, np.dtype[np.generic]] = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
 }
+FLOAT_DTYPES = frozenset(_STORAGE)
+"""What a weight may be stored as, in the words of a safetensors header."""
+
 # The exponent bits of each dtype: all ones means NaN or infinity.
 _EXPONENT = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
 _UNSIGNED = {"BF16": "<u2", "F16": "<u2", "F32": "<u4"}

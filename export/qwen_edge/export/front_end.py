@@ -11,7 +11,12 @@ from typing import Any, Protocol
 
 from qwen_edge.errors import UnsupportedArchitectureError
 from qwen_edge.export import package_facts as facts
-from qwen_edge.export.checkpoint import Checkpoint, check_tensors, open_checkpoint
+from qwen_edge.export.checkpoint import (
+    FLOAT_DTYPES,
+    Checkpoint,
+    check_tensors,
+    open_checkpoint,
+)
 from qwen_edge.export.compress import Compressor, TensorReport
 from qwen_edge.export.decoder import DecoderSpec, read_spec
 from qwen_edge.export.openvino_files import write_openvino_model
@@ -73,7 +78,7 @@ def read_native_spec(config: Mapping[str, Any]) -> DecoderSpec | None:
     except UnsupportedArchitectureError as refusal:
         # Only an unknown architecture is handed on: a sliding window or quantised weights of a
         # known one would come out of optimum-intel just as wrong, or refused.
-        if refusal.facts.get("field") != "model_type":
+        if refusal.facts.get("field") != "model_type" or config.get("quantization_config"):
             raise
         check_optimum(refusal)
         return None
@@ -168,8 +173,9 @@ class OptimumFrontEnd:
         """Write the two files of the model; optimum-intel reports on no single matrix."""
         del devices  # its models carry optimum-intel's own runtime options
         report("run optimum-intel", 0, 1)
-        for name in self._checkpoint.entries:
-            self._checkpoint.check_finite(name)
+        for name, entry in self._checkpoint.entries.items():
+            if entry.dtype in FLOAT_DTYPES:  # others hold masks and positions
+                self._checkpoint.check_finite(name)
         export_with_optimum(self._checkpoint.folder, folder, self._recipe)
         report("run optimum-intel", 1, 1)
         return ()

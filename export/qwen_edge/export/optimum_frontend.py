@@ -28,6 +28,12 @@ _BITS = {"i4": "4", "u4": "4", "i8": "8", "u8": "8", "f16": "16", "bf16": "16", 
 # Inputs that the runtime feeds; a model with others could not be run.
 _INPUTS = frozenset({"input_ids", "attention_mask", "position_ids", "beam_idx"})
 _LOG_NAME = "optimum.log"
+# The command-line program, after OpenVINO's telemetry has been made impossible: it reports at
+# import, and what `import_openvino` does to this process does not reach another.
+_PROGRAM = (
+    "import sys; sys.modules['openvino_telemetry'] = None; "
+    "from optimum.commands.optimum_cli import main; main()"
+)
 
 
 def check_optimum(refusal: UnsupportedArchitectureError) -> None:
@@ -67,7 +73,7 @@ def export_with_optimum(source: Path, folder: Path, recipe: Recipe) -> None:
     """
     work = folder / "optimum"
     log = folder / _LOG_NAME
-    command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
+    command = [sys.executable, "-c", _PROGRAM, "export", "openvino"]
     command += ["--model", str(source), "--task", "text-generation-with-past"]
     command += [*optimum_options(recipe), "--disable-convert-tokenizer", str(work)]
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NNCF_CI": "1"}

@@ -7,6 +7,7 @@ nothing and opens no weights.
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +160,9 @@ def device_settings(
         max_context_tokens: No device gets more context than this.
         num_layers: Layers of the model.
     """
-    return tuple(
-        DeviceSettings(
+    settings = []
+    for entry in profile.devices:
+        fitted = DeviceSettings(
             device=entry.device,
             properties={**_shallow_properties(entry.device, num_layers), **entry.properties},
             max_context_tokens=min(entry.max_context_tokens, max_context_tokens),
@@ -168,7 +170,34 @@ def device_settings(
             min_response_tokens=entry.min_response_tokens,
             prefill_chunk_tokens=entry.prefill_chunk_tokens,
         )
-        for entry in profile.devices
+        is_cut = fitted.max_context_tokens < entry.max_context_tokens
+        if is_cut and entry.max_prompt_tokens is not None:
+            fitted = _shorten_static(fitted)
+        settings.append(fitted)
+    return tuple(settings)
+
+
+def _shorten_static(settings: DeviceSettings) -> DeviceSettings:
+    """Share a smaller context out to prompt and answer on a device of fixed shapes.
+
+    Each gets the largest power of two that fits twice: the plugin's prefill chunk is one too,
+    and the prompt must be a multiple of it.
+    """
+    half = 1 << (max(2, settings.max_context_tokens // 2).bit_length() - 1)
+    lengths: dict[str, PropertyValue] = {
+        "NPUW_LLM_MAX_PROMPT_LEN": half,
+        "NPUW_LLM_MIN_RESPONSE_LEN": half,
+    }
+    chunk = settings.properties.get("NPUW_LLM_PREFILL_CHUNK_SIZE")
+    if isinstance(chunk, int):
+        lengths["NPUW_LLM_PREFILL_CHUNK_SIZE"] = min(chunk, half)
+    return replace(
+        settings,
+        properties={**settings.properties, **lengths},
+        max_context_tokens=2 * half,
+        max_prompt_tokens=half,
+        min_response_tokens=half,
+        prefill_chunk_tokens=half,
     )
 
 

@@ -176,7 +176,8 @@ class _Work:
             self.report("convert tokenizer", 1, 1)
         self._copy_small_files()
         manifest = self._describe(reports, text)
-        (folder / CARD_NAME).write_text(write_model_card(manifest), encoding="utf-8")
+        # Bytes: text files get other line ends on Windows, and then another hash.
+        (folder / CARD_NAME).write_bytes(write_model_card(manifest).encode("utf-8"))
         names = sorted(path.name for path in folder.iterdir())
         files: dict[str, FileFacts] = {}
         for done, name in enumerate(names):
@@ -220,8 +221,8 @@ class _Work:
             path = self.source.folder / name
             if path.is_file():
                 shutil.copyfile(path, self.staging.folder / name)
-        text = json.dumps(self.config, indent=2, sort_keys=True, ensure_ascii=False)
-        (self.staging.folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(self.config, indent=2, sort_keys=True) + "\n"
+        (self.staging.folder / "config.json").write_bytes(text.encode("ascii"))
 
     @property
     def _devices(self) -> tuple[DeviceSettings, ...]:

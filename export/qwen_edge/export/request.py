@@ -12,6 +12,7 @@ from typing import Any
 
 from qwen_edge.errors import UsageError
 from qwen_edge.profiles.choose import Choice, choose_profile
+from qwen_edge.profiles.device import MIN_CONTEXT_TOKENS
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.profiles.legality import check_recipe
 from qwen_edge.profiles.profile import Profile, load_profile
@@ -56,9 +57,10 @@ class ExportRequest:
     cache_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.max_context_tokens is not None and self.max_context_tokens < 1:
+        if self.max_context_tokens is not None and self.max_context_tokens < MIN_CONTEXT_TOKENS:
             raise UsageError(
-                f"max_context_tokens is {self.max_context_tokens:,}, expected 1 or more.",
+                f"max_context_tokens is {self.max_context_tokens:,}, expected "
+                f"{MIN_CONTEXT_TOKENS:,} or more: a prompt and an answer must fit.",
                 "leave --max-context-tokens away to use the profile's",
                 field="max_context_tokens",
             )

@@ -18,6 +18,23 @@ INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, what shells report for Ctrl-C
 _GRACE_S = 0.7  # time for the usual way out, through every `finally`
 
 
+def clean_up_when_ended() -> None:
+    """Let SIGTERM and a closed terminal end the program as Ctrl-C does: through every `finally`.
+
+    Else an export would leave its staging folder behind, as large as a package.
+    """
+
+    def end(signal_number: int, frame: FrameType | None) -> None:
+        del frame
+        sys.exit(128 + signal_number)
+
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        # A program started with nohup ignores SIGHUP, and shall go on doing so.
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, end)
+
+
 @contextmanager
 def leave_soon() -> Iterator[None]:
     """End the process soon after Ctrl-C, also while the engine is at work.

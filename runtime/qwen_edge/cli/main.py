@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import click
 
-from qwen_edge.cli.interrupt import INTERRUPTED_EXIT_CODE, leave
+from qwen_edge.cli.interrupt import INTERRUPTED_EXIT_CODE, clean_up_when_ended, leave
 from qwen_edge.cli.output import (
     LogHandler,
     Output,
@@ -125,6 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Instead of the process's own.
     """
+    clean_up_when_ended()
     leave(run(sys.argv[1:] if arguments is None else arguments))
 
 

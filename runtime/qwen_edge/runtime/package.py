@@ -18,6 +18,11 @@ from qwen_edge.runtime.manifest import MANIFEST_NAME, FileFacts, Manifest, check
 
 _CHUNK_BYTES = 4 << 20  # large enough that hashing, not reading, sets the pace
 _MAX_MANIFEST_BYTES = 4 << 20  # a real one has under 20 kB
+# What file managers, git and hub clients leave in any folder that somebody looks at or clones.
+# None of it is ever opened by this project or an engine.
+_LITTER = frozenset(
+    {".DS_Store", ".cache", ".git", ".gitattributes", ".gitignore", "Thumbs.db", "desktop.ini"}
+)
 _COPY_AGAIN = "copy the folder again from where it came from, or export the package again."
 
 Progress = Callable[[int], None]
@@ -232,7 +237,7 @@ def _list_problems(folder: Path, manifest: Manifest) -> VerifyReport:
         num_files=len(manifest.files) + 1,
         num_bytes=0,
         missing=tuple(sorted(manifest.files.keys() - on_disk)),
-        extra=tuple(sorted(on_disk - manifest.files.keys() - {MANIFEST_NAME})),
+        extra=tuple(sorted(on_disk - manifest.files.keys() - {MANIFEST_NAME} - _LITTER)),
         irregular=tuple(irregular),
     )
 

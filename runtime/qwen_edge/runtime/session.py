@@ -78,6 +78,7 @@ class Session:
         self._messages: tuple[Message, ...] = self._system
         self._conversation_ids: list[int] = []
         self._cancelled = threading.Event()
+        self._state_lock = threading.Lock()
         self._state: SessionState = "new"
 
     def __enter__(self) -> "Session":
@@ -194,8 +195,16 @@ class Session:
 
     def close(self) -> None:
         """End the session. The model stays open; closing twice is harmless."""
-        self._cancelled.set()
-        self._state = "closed"
+        with self._state_lock:
+            self._cancelled.set()
+            self._state = "closed"
+
+    def _begin(self) -> None:
+        """Start an answer; `close` in another thread comes wholly before or wholly after."""
+        with self._state_lock:
+            self._check_open()
+            self._cancelled.clear()
+            self._state = "ready"
 
     def _plan(
         self,
@@ -249,14 +258,12 @@ class Session:
     def _run(self, plan: _Plan) -> Generator[Event, None, None]:
         """Yield the events of one answer; remember it when it ends."""
         with self._model.borrow_cache():
-            self._check_open()
+            self._begin()
             if self._messages is not plan.base:
                 raise UsageError(
                     "The conversation went on after this stream was made, so its prompt is old.",
                     "call stream() again, and read one stream to its end before making the next",
                 )
-            self._cancelled.clear()
-            self._state = "ready"
             watch = Stopwatch(len(plan.prompt_ids))
             try:
                 finish_reason = yield from self._stream_text(plan, watch)

@@ -23,8 +23,8 @@ _LOGGER = logging.getLogger(__name__)
 _MAX_RECORD_BYTES = 1 << 20
 _YOUNG_FILE_S = 2.0  # FAT keeps modification times in steps of 2 s, the coarsest in use
 
-Stamps = Mapping[str, tuple[int, int]]
-"""Name to (size in bytes, modification time in nanoseconds)."""
+Stamps = Mapping[str, tuple[int, int, int, int]]
+"""Name to (size in bytes, modification time in ns, file number, change or creation time in ns)."""
 
 
 def check_verified(
@@ -78,7 +78,9 @@ def _read_stamps(folder: Path, manifest: Manifest) -> Stamps:
                 "copy the folder again from where it came from, or export the package again.",
                 path=str(folder),
             ) from error
-        stamps[name] = (facts.st_size, facts.st_mtime_ns)
+        # A copy keeps size and time of the last change, but is another file (st_ino) and was
+        # made at another time (st_ctime_ns: the change of the entry, on Windows its creation).
+        stamps[name] = (facts.st_size, facts.st_mtime_ns, facts.st_ino, facts.st_ctime_ns)
     return stamps
 
 
@@ -109,7 +111,7 @@ def _is_recorded(folder: Path, sealed: str, stamps: Stamps, cache_dir: Path) -> 
 
 def _record(folder: Path, sealed: str, stamps: Stamps, cache_dir: Path) -> None:
     """Write the record; a failure is logged and otherwise ignored."""
-    youngest_ns = max(mtime_ns for _, mtime_ns in stamps.values())
+    youngest_ns = max(mtime_ns for _, mtime_ns, _, _ in stamps.values())
     if time.time_ns() - youngest_ns < _YOUNG_FILE_S * 1e9:
         # A change within the clock's step would not show in the time: hash once more instead.
         _LOGGER.debug("The files of %s are too young to be remembered as checked", folder)

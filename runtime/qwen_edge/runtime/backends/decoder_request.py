@@ -40,7 +40,7 @@ class DecoderRequest:
     def __init__(self, compiled: Any, device: str) -> None:
         self._tensor = import_openvino().Tensor
         self._device = device
-        self._request: Any = compiled.create_infer_request()
+        self._request: Any = _create_request(compiled, device)
         self.vocab_size = int(compiled.output(LOGITS).get_partial_shape()[2].get_length())
         # A decode step writes into these two, so that they need binding once only.
         self._one_id = np.zeros((1, 1), dtype=np.int64)
@@ -164,6 +164,19 @@ class DecoderRequest:
         self._bound = (ids, positions)
         self._request.set_tensor(INPUT_IDS, self._tensor(ids, shared_memory=True))
         self._request.set_tensor(POSITION_IDS, self._tensor(positions, shared_memory=True))
+
+
+def _create_request(compiled: Any, device: str) -> Any:
+    """Create the infer request; drivers allocate their buffers here."""
+    try:
+        return compiled.create_infer_request()
+    except RuntimeError as error:
+        raise DeviceError(
+            f"Device {device!r} could not set the model up: {first_line(error)}.",
+            "close other programs that use the device, or run with --device CPU.",
+            device=device,
+            engine_message=str(error),
+        ) from error
 
 
 def _check_rows(shape: tuple[int, ...], num_rows: int) -> None:
