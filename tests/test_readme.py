@@ -53,3 +53,15 @@ def test_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     fake = code.replace("from qwen_edge.runtime import load\n", "")
     exec(compile(fake, "README.md", "exec"), {"load": lambda _: Model.fake(["It scatters."])})
     assert capsys.readouterr().out == "It scatters."
+
+
+def test_page_for_programmers_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The examples that need no package of their own run as they stand."""
+    blocks = (ROOT / "docs" / "python.md").read_text(encoding="utf-8").split("```python\n")[1:]
+    talk, fake, export = (block.split("```")[0] for block in blocks)
+    monkeypatch.chdir(tmp_path)
+    talk = talk.replace("import SamplingParams, load", "import SamplingParams")
+    exec(compile(talk, "talk", "exec"), {"load": lambda _: Model.fake(["It scatters.", "Red."])})
+    exec(compile(fake, "fake", "exec"), {})
+    exec(compile(export, "export", "exec"), {})
+    assert (tmp_path / "demo" / "manifest.json").is_file()
