@@ -144,30 +144,35 @@ def _describe_plan(prepared: "PreparedExport") -> str:
     )
 
 
+def _plan_json(prepared: "PreparedExport") -> dict[str, object]:
+    """Return every choice and the plan as `--explain --json` prints them."""
+    resolved, plan = prepared.resolved, prepared.plan
+    return {
+        "request": dict(resolved.origins),
+        "profile": resolved.profile.to_json(),
+        "recipe": resolved.recipe.to_json(),
+        "source": {
+            "kind": prepared.source.kind,
+            "id": prepared.source.id,
+            "revision": prepared.source.revision,
+            "files": {f.name: f.size_bytes for f in prepared.source.files},
+        },
+        "model": _describe_model(prepared),
+        "plan": {
+            "download_bytes": plan.download_bytes,
+            "package_bytes": plan.package_bytes,
+            "disk_bytes": plan.disk_bytes,
+            "memory_bytes": plan.memory_bytes,
+            "seconds": round(plan.seconds, 1),
+            "is_exact": plan.is_exact,
+        },
+    }
+
+
 def _explain(out: Output, prepared: "PreparedExport", *, as_json: bool) -> None:
     resolved, plan = prepared.resolved, prepared.plan
     if as_json:
-        out.result_json(
-            {
-                "request": dict(resolved.origins),
-                "profile": resolved.profile.to_json(),
-                "recipe": resolved.recipe.to_json(),
-                "source": {
-                    "kind": prepared.source.kind,
-                    "id": prepared.source.id,
-                    "revision": prepared.source.revision,
-                    "files": {f.name: f.size_bytes for f in prepared.source.files},
-                },
-                "plan": {
-                    "download_bytes": plan.download_bytes,
-                    "package_bytes": plan.package_bytes,
-                    "disk_bytes": plan.disk_bytes,
-                    "memory_bytes": plan.memory_bytes,
-                    "seconds": round(plan.seconds, 1),
-                    "is_exact": plan.is_exact,
-                },
-            }
-        )
+        out.result_json(_plan_json(prepared))
         return
     out.result("Request")
     _show_values(out, [(n, choice.value, choice.reason) for n, choice in resolved.origins])
@@ -193,9 +198,34 @@ def _explain(out: Output, prepared: "PreparedExport", *, as_json: bool) -> None:
     )
     for notice in prepared.source.notices:
         out.result(f"  {notice}")
+    spec = prepared.spec
+    if spec is not None:
+        out.result("\nModel")
+        limit = spec.max_position_embeddings
+        asked = resolved.request.max_context_tokens
+        limit = limit if asked is None else min(limit, asked)
+        out.result(
+            f"  {spec.architecture}, {spec.num_layers} layers, {spec.num_parameters:,} parameters"
+        )
+        out.result(
+            f"  no device gets more context than {limit:,} tokens, whatever its profile says"
+        )
     out.result("\nPlan")
     out.result(f"  {_describe_plan(prepared)}")
     out.result("\nNothing was downloaded or written.")
+
+
+def _describe_model(prepared: "PreparedExport") -> dict[str, object] | None:
+    """Return what config.json says; None where it is not on this machine yet."""
+    spec = prepared.spec
+    if spec is None:
+        return None
+    return {
+        "architecture": spec.architecture,
+        "num_layers": spec.num_layers,
+        "num_parameters": spec.num_parameters,
+        "max_context_tokens": spec.max_position_embeddings,
+    }
 
 
 def _show_values(out: Output, rows: list[tuple[str, object, str]]) -> None:
