@@ -1,7 +1,7 @@
 """What is done to the weights at export: their format, grouping and method.
 
 Owns the recipes of the catalog (`recipes/*.toml`) and those a person writes. It does not know
-which device takes which recipe (`legality.py`) nor how NNCF is called (the export).
+which device takes which recipe (`legality.py`) nor how weights are quantised (the export).
 """
 
 from collections.abc import Mapping
