@@ -31,7 +31,8 @@ def machine(cpu_name: str | None, architecture: str = "x86_64") -> Hardware:
         ("AMD Ryzen 7 7840U w/ Radeon 780M Graphics", "AMD64", "generic-x86"),
         ("Intel(R) Xeon(R) Processor", "x86_64", "generic-x86"),
         (None, "x86_64", "generic-x86"),
-        ("Apple M3", "arm64", "generic-x86"),
+        ("Apple M3", "arm64", "generic-onnx"),
+        ("Snapdragon(R) X Elite", "ARM64", "generic-onnx"),
     ],
 )
 def test_the_profile_follows_the_cpu(
@@ -43,8 +44,8 @@ def test_the_profile_follows_the_cpu(
     assert (cpu_name or "a CPU without a name") in choice.reason
 
 
-def test_a_processor_without_a_profile_is_told_so() -> None:
-    assert "not tested on it" in choose_profile(machine("Apple M3", "arm64")).reason
+def test_a_processor_that_openvino_is_not_made_for_is_told_so() -> None:
+    assert "ONNX Runtime is made for it" in choose_profile(machine("Apple M3", "arm64")).reason
 
 
 def test_auto_takes_the_first_that_is_there() -> None:

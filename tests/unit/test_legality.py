@@ -108,7 +108,8 @@ def test_the_refusal_names_the_reason_and_both_ways_out() -> None:
     assert error.problem.startswith("Recipe 'int8' cannot serve profile 'core-ultra'. NPU: weights")
     assert error.fix == (
         "use --recipe int4-awq, int4 or int4-channel\n"
-        "or keep the recipe with --profile core-ultra-cpu, core-ultra-gpu or generic-x86"
+        "or keep the recipe with --profile core-ultra-cpu, core-ultra-gpu, generic-onnx or "
+        "generic-x86"
     )
     assert error.exit_code == 2
     assert set(error.facts["refused"]) == {"NPU"}  # type: ignore[call-overload]

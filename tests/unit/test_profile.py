@@ -49,12 +49,13 @@ def problems_of(path: Path) -> str:
 # ---- the catalog
 
 
-def test_the_catalog_has_the_five_profiles() -> None:
+def test_the_catalog_has_the_six_profiles() -> None:
     assert profile_names() == (
         "core-ultra",
         "core-ultra-cpu",
         "core-ultra-gpu",
         "core-ultra-npu",
+        "generic-onnx",
         "generic-x86",
     )
 
@@ -65,6 +66,8 @@ def test_every_value_of_the_catalog_has_a_reason(name: str) -> None:
     assert profile.name == name
     assert profile.summary
     assert profile.recipe_reason
+    assert profile.format_reason
+    assert set(profile.onnx.reasons) == set(profile.onnx.to_json())
     for entry in profile.devices:
         limits = ["max_context_tokens", "prefill_chunk_tokens"]
         if entry.device == "NPU":
@@ -187,7 +190,7 @@ def test_all_problems_come_in_one_error(tmp_path: Path) -> None:
         "INFERENCE_NUM_THREADS = 4", "INFERENCE_NUM_THREAD = 4"
     )
     problems = problems_of(write(tmp_path, f"colour = 1\n{text}"))
-    assert "unknown key 'colour'. Known keys: name, summary, extends, recipe, devices" in problems
+    assert "unknown key 'colour'. Known keys: name, summary, extends, recipe, format, " in problems
     expected = "CPU: unknown key 'max_contex_tokens'. Did you mean 'max_context_tokens'?"
     assert expected in problems
     assert "CPU: max_context_tokens is missing" in problems
@@ -221,6 +224,15 @@ def test_all_problems_come_in_one_error(tmp_path: Path) -> None:
         ("[devices.properties]", "[[devices.properties]]", "properties is not a table"),
         ("[[devices]]", "[devices]", "devices is not a list of tables"),
         ('recipe = "int4-awq"', "", "recipe is missing"),
+        (
+            "recipe =",
+            'format = "onxx"\nrecipe =',
+            "format is 'onxx'; expected one of openvino, onnx",
+        ),
+        ("recipe =", "onnx = 1\nrecipe =", "onnx is no table"),
+        ("recipe =", "onnx.threads = 1\nrecipe =", "onnx: unknown key 'threads'"),
+        ("recipe =", "onnx.accuracy_level = 2\nrecipe =", "accuracy_level is 2; expected 1 or 4"),
+        ("recipe =", "onnx.max_context_tokens = 9\nrecipe =", "max_context_tokens is 9; expected"),
     ],
 )
 def test_a_bad_value_is_named_with_what_was_expected(
@@ -326,3 +338,14 @@ def test_the_files_shown_in_the_docs_are_read(tmp_path: Path) -> None:
     assert [entry.device for entry in profile.devices] == ["CPU", "GPU"]
     assert profile.devices[0].max_context_tokens == 8192
     assert load_recipe(write(tmp_path, blocks[1], "my-recipe.toml")).group_size == 64
+
+
+def test_settings_of_the_onnx_form_are_inherited_one_by_one(tmp_path: Path) -> None:
+    first = tmp_path / "mine.toml"
+    first.write_text('extends = "generic-onnx"\n[onnx]\naccuracy_level = 1\n', encoding="utf-8")
+    profile = load_profile(first)
+    parent = load_profile("generic-onnx")
+    assert profile.format == parent.format == "onnx"
+    assert (profile.onnx.accuracy_level, parent.onnx.accuracy_level) == (1, 4)
+    assert profile.onnx.max_context_tokens == parent.onnx.max_context_tokens
+    assert profile.onnx.reasons["max_context_tokens"] == parent.onnx.reasons["max_context_tokens"]

@@ -48,9 +48,9 @@ def choose_profile(hardware: Hardware) -> Choice[str]:
     if hardware.is_x86:
         return Choice("generic-x86", f"this machine's CPU is {name}, not an Intel Core Ultra")
     return Choice(
-        "generic-x86",
-        f"this machine's CPU is {name} ({hardware.architecture}), for which there is no profile; "
-        "generic-x86 has plain CPU settings, not tested on it",
+        "generic-onnx",
+        f"this machine's CPU is {name} ({hardware.architecture}), not an x86; ONNX Runtime is made "
+        "for it",
     )
 
 

@@ -6,13 +6,14 @@ which recipe they take (`legality.py`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 from qwen_edge.errors import UnknownProfileError, did_you_mean
 from qwen_edge.profiles.device import FIX, DeviceName, DeviceProfile
 from qwen_edge.profiles.device_tables import build_devices, inherit_devices, read_devices
+from qwen_edge.profiles.onnx_settings import FORMATS, Format, OnnxSettings, read_onnx_settings
 from qwen_edge.profiles.recipe import recipe_names
 from qwen_edge.profiles.table import Setting, TableReader, refuse_problems
 from qwen_edge.profiles.toml_file import (
@@ -39,6 +40,9 @@ class Profile:
         recipe: Name of the default recipe.
         devices: In order of preference; at least one, each device once.
         recipe_reason: Why this recipe.
+        format: What an export writes unless told otherwise.
+        format_reason: Why this format.
+        onnx: Settings of the ONNX form, if it is written.
 
     Raises:
         UsageError: A value is out of range or contradicts another; all problems in one error.
@@ -49,6 +53,9 @@ class Profile:
     recipe: str
     devices: tuple[DeviceProfile, ...]
     recipe_reason: str = ""
+    format: Format = "openvino"
+    format_reason: str = ""
+    onnx: OnnxSettings = field(default_factory=OnnxSettings)
 
     def __post_init__(self) -> None:
         problems = name_problems(self.name)
@@ -65,7 +72,9 @@ class Profile:
             "name": self.name,
             "summary": self.summary,
             "recipe": {"value": self.recipe, "reason": self.recipe_reason},
+            "format": {"value": self.format, "reason": self.format_reason},
             "devices": [entry.to_json() for entry in self.devices],
+            "onnx": self.onnx.to_json(),
         }
 
 
@@ -87,7 +96,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
     file = load_toml(PROFILES, name_or_path)
     problems: list[str] = []
     reader = TableReader(file.table, "", OWN_FILE_REASON if file.is_own else None, problems)
-    reader.check_keys(("name", "summary", "extends", "recipe", "devices"))
+    reader.check_keys(("name", "summary", "extends", "recipe", "format", "devices", "onnx"))
     parents = _load_parents(reader)
     recipe = _read_recipe(reader, file, parents)
     inherited = [entry for parent in parents for entry in parent.devices]
@@ -96,6 +105,8 @@ def load_profile(name_or_path: str | Path) -> Profile:
     if not drafts and not file.table.get("devices") and not file.table.get("extends"):
         problems.append("it has no device. Write a [[devices]] table, or extends = 'core-ultra'")
     devices = build_devices(drafts, problems)
+    chosen = _read_format(reader, parents)
+    onnx = read_onnx_settings(reader, [parent.onnx for parent in parents])
     name = own_name(reader, file, profile_names())
     problems += name_problems(name)
     summary = reader.plain_text("summary") or _default_summary(file, parents)
@@ -106,6 +117,9 @@ def load_profile(name_or_path: str | Path) -> Profile:
         recipe=cast("str", recipe.value),
         devices=devices,
         recipe_reason=recipe.reason,
+        format=cast("Format", chosen.value),
+        format_reason=chosen.reason,
+        onnx=onnx,
     )
 
 
@@ -137,6 +151,21 @@ def _read_recipe(reader: TableReader, file: TomlFile, parents: Sequence[Profile]
     if "recipe" not in file.table:
         reader.problems.append("recipe is missing. Write recipe = 'int4-awq'")
     return Setting("", "")
+
+
+def _read_format(reader: TableReader, parents: Sequence[Profile]) -> Setting:
+    """Return the default format: the file's own, else the first parent's, else OpenVINO."""
+    setting = reader.setting("format", str)
+    if setting is not None:
+        if setting.value in FORMATS:
+            return setting
+        hint = did_you_mean(str(setting.value).lower(), FORMATS)
+        reader.problems.append(
+            f"format is {setting.value!r}; expected one of {', '.join(FORMATS)}.{hint}"
+        )
+    if parents:
+        return Setting(parents[0].format, parents[0].format_reason)
+    return Setting("openvino", "OpenVINO is made for the devices of this profile")
 
 
 def _default_summary(file: TomlFile, parents: Sequence[Profile]) -> str:
