@@ -1,8 +1,10 @@
 """Fixtures for all tests: a machine of their own, without network, and one exported package."""
 
+import functools
+import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,35 @@ def demo_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     output = tmp_path_factory.mktemp("packages") / "demo"
     return export(ExportRequest(model="demo", profile="core-ultra", output=output)).folder
+
+
+@pytest.fixture(scope="session")
+def onnx_demo(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a maker of the demo model's two ONNX files, read only.
+
+    Its arguments: a recipe ("int4") and `is_portable` (False). Each is made once, in 0.1 s.
+    """
+    import qwen_edge.export
+    from qwen_edge.export.checkpoint import open_checkpoint
+    from qwen_edge.export.compress import Compressor
+    from qwen_edge.export.decoder import read_spec
+    from qwen_edge.export.onnx_files import write_onnx_model
+    from qwen_edge.export.weight_store import WeightStore
+    from qwen_edge.profiles.recipe import load_recipe
+
+    demo = Path(qwen_edge.export.__file__).parent / "demo"
+
+    @functools.cache
+    def make(recipe: str = "int4", *, is_portable: bool = False) -> Path:
+        folder = tmp_path_factory.mktemp("onnx")
+        spec = read_spec(json.loads((demo / "config.json").read_text(encoding="utf-8")))
+        with WeightStore(tmp_path_factory.mktemp("spool") / "weights") as store:
+            compressor = Compressor(open_checkpoint(demo), spec, load_recipe(recipe), store)
+            compressor.compress_embeddings()
+            for layer_index in range(spec.num_layers):
+                compressor.compress_layer(layer_index)
+            store.freeze()
+            write_onnx_model(spec, store, folder, max_context_tokens=512, is_portable=is_portable)
+        return folder
+
+    return make

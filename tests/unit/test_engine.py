@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_edge.errors import DeviceError
+from qwen_edge.errors import DeviceError, MissingExtraError
 from qwen_edge.runtime import engine
 from qwen_edge.runtime.engine import first_line, import_openvino
 
@@ -95,7 +95,27 @@ def test_second_call_returns_the_same_module() -> None:
     assert sys.modules["openvino_telemetry"] is None
 
 
-def test_missing_engine_is_named_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_that_is_not_installed_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no build for Windows on ARM: packages run with ONNX Runtime there."""
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingExtraError, match=r"^OpenVINO is not installed\.") as caught:
+        import_openvino()
+    assert "pip install qwen-edge" in caught.value.fix
+    assert "pip install 'qwen-edge[onnx]'" in caught.value.fix
+
+
+def test_engine_whose_own_parts_are_missing_is_not_taken_for_absent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_name: str) -> None:
+        raise ModuleNotFoundError("No module named 'numpy'", name="numpy")
+
+    monkeypatch.setattr(engine.importlib, "import_module", refuse)  # type: ignore[attr-defined]
+    with pytest.raises(DeviceError, match="could not be imported: No module named 'numpy'"):
+        import_openvino()
+
+
+def test_broken_engine_is_named_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_name: str) -> None:
         raise ImportError("DLL load failed while importing _pyopenvino")
 

@@ -78,6 +78,17 @@ def test_closed_backend_refuses_and_closes_twice() -> None:
         backend.forward([1])
 
 
+def test_snapshot_holds_the_ids_and_the_script_goes_on() -> None:
+    backend = FakeBackend([3, 1, 2], vocab_size=4)
+    backend.forward([0, 1])
+    snapshot = backend.snapshot()
+    assert (snapshot.kind, snapshot.token_ids, snapshot.arrays) == ("fake", (0, 1), ())
+    backend.reset()
+    backend.restore(snapshot)
+    assert backend.cached_ids == [0, 1]
+    assert np.argmax(backend.forward([2])) == 1
+
+
 @pytest.mark.parametrize("script", [[], [256]], ids=["empty", "outside"])
 def test_impossible_script_is_refused(script: list[int]) -> None:
     with pytest.raises(ValueError, match="token_ids"):

@@ -11,11 +11,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = {
     "click",
+    "google",  # protobuf
     "huggingface_hub",
     "jinja2",
     "nncf",
     "numpy",
     "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxruntime_genai",
     "openvino",
     "optimum",
     "rich",
@@ -86,6 +90,22 @@ def test_a_model_brings_numpy_tokenizers_and_jinja_and_no_engine(tmp_path: Path)
     """The session and the sampler run without OpenVINO, and so do the examples."""
     modules = probe("qwen_edge.runtime.fake_model", tmp_path)["modules"]
     assert HEAVY & set(modules) == {"jinja2", "numpy"}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("module", ["loading", "opening", "openvino_opening", "onnx_opening"])
+def test_what_opens_packages_brings_no_engine_until_it_opens_one(
+    module: str, tmp_path: Path
+) -> None:
+    """Each engine may be missing: a package of the other one must load all the same."""
+    modules = probe(f"qwen_edge.runtime.{module}", tmp_path)["modules"]
+    assert HEAVY & set(modules) <= {"jinja2", "numpy"}  # type: ignore[arg-type]
+
+
+def test_the_export_brings_no_engine_and_no_graph_library(tmp_path: Path) -> None:
+    """An export to OpenVINO must not need what only ONNX needs, and the other way round."""
+    modules = probe("qwen_edge.export", tmp_path)["modules"]
+    light = {"click", "jinja2", "numpy", "rich"}
+    assert HEAVY & set(modules) <= light  # type: ignore[arg-type]
 
 
 def test_public_names_are_few_and_all_there() -> None:

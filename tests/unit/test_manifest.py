@@ -7,12 +7,13 @@ import pytest
 
 from qwen_edge.errors import PackageError
 from qwen_edge.runtime.manifest import (
+    FORMAT_FILES,
     FORMAT_VERSION,
     MANIFEST_NAME,
     REQUIRED_FILES,
     Manifest,
-    check_plain_name,
 )
+from qwen_edge.runtime.plain_name import check_plain_name
 from qwen_edge.runtime.schema import parse_json
 
 SAMPLE = Path(__file__).parents[1] / "data" / "manifest.json"
@@ -151,3 +152,70 @@ def test_writing_refuses_what_reading_would() -> None:
 def test_bytes_that_are_not_json_are_refused() -> None:
     with pytest.raises(PackageError, match=r"does not fit .* line 1 column 2 is not JSON"):
         Manifest.from_bytes(b"{")
+
+
+ONNX = {
+    "opset": 21,
+    "is_portable": False,
+    "max_context_tokens": 4096,
+    "prefill_chunk_tokens": 512,
+    "accuracy_level": 4,
+}
+
+
+def with_onnx() -> Any:
+    data = sample()
+    data["onnx"] = dict(ONNX)
+    for name in FORMAT_FILES["onnx"]:
+        data["files"][name] = data["files"]["LICENSE"]
+    return data
+
+
+def test_a_package_may_hold_both_formats_or_one() -> None:
+    data = with_onnx()
+    assert Manifest.from_json(data).formats == ("openvino", "onnx")
+    for name in FORMAT_FILES["openvino"]:
+        del data["files"][name]
+    data["devices"] = []
+    manifest = Manifest.from_json(data)
+    assert manifest.formats == ("onnx",)
+    assert Manifest.from_bytes(manifest.to_bytes()) == manifest
+    assert Manifest.from_json(sample()).formats == ("openvino",)
+
+
+@pytest.mark.parametrize("name", [*FORMAT_FILES["openvino"], *FORMAT_FILES["onnx"]])
+def test_half_a_format_is_refused(name: str) -> None:
+    data = with_onnx()
+    del data["files"][name]
+    assert f"but not {name!r}" in refused(data).problem
+
+
+def test_a_package_without_a_model_is_refused() -> None:
+    data = sample()
+    for name in FORMAT_FILES["openvino"]:
+        del data["files"][name]
+    assert "'files' lists no model" in refused(data).problem
+
+
+def test_facts_and_files_of_the_onnx_form_belong_together() -> None:
+    data = with_onnx()
+    data["onnx"] = None
+    assert "'files' lists 'model.onnx', but 'onnx' is null" in refused(data).problem
+    data = sample()
+    data["onnx"] = dict(ONNX)
+    assert "'onnx' is given, but 'files' does not list 'model.onnx'" in refused(data).problem
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("accuracy_level", 2, "'onnx.accuracy_level' is 2, expected one of: 1, 4"),
+        ("opset", 0, "'onnx.opset' is 0, expected 1 or more"),
+        ("max_context_tokens", 0, "'onnx.max_context_tokens' is 0, expected 1 or more"),
+        ("threads", 4, "'onnx.threads' is not a key of this format"),
+    ],
+)
+def test_onnx_facts_out_of_range_are_named(key: str, value: int, expected: str) -> None:
+    data = with_onnx()
+    data["onnx"][key] = value
+    assert expected in refused(data).problem

@@ -354,7 +354,8 @@ def test_arguments_are_checked_at_the_call_not_at_the_first_event() -> None:
 
 def test_close_while_an_answer_begins_is_not_undone() -> None:
     """Found in review: an answer that was just starting set the session back to ready."""
-    model = Model.fake(["so so so"])
+    # Long enough that the closing thread gets its turn before the answer is over.
+    model = Model.fake(["so " * 1_000])
     session = model.session()
     clear = session._cancelled.clear
     closing = threading.Thread(target=session.close)

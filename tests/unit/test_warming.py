@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qwen_edge.errors import DeviceError, UsageError
-from qwen_edge.runtime.backends.backend import Backend, Logits
+from qwen_edge.runtime.backends.backend import Backend, CacheSnapshot, Logits
 from qwen_edge.runtime.backends.fake import FakeBackend
 from qwen_edge.runtime.backends.warming import WarmingBackend
 
@@ -90,6 +90,38 @@ def test_after_warm_up_everything_is_passed_on(slow: SlowBackend) -> None:
     assert slow.is_closed
     with pytest.raises(UsageError, match="closed"):
         warming.forward([1])
+
+
+def test_snapshots_wait_for_the_warm_up_and_are_the_backend_s_own(slow: SlowBackend) -> None:
+    """The tokens of the warm-up are in the cache until it is done."""
+    warming = WarmingBackend(slow)
+    assert slow.entered.wait(TIMEOUT_S)
+    threading.Timer(0.02, slow.released.set).start()
+    assert warming.snapshot().token_ids == ()
+    assert warming.is_warm
+    warming.forward([1, 2])
+    snapshot = warming.snapshot()
+    warming.reset()
+    warming.restore(snapshot)
+    assert slow.cached_ids == [1, 2]
+
+
+def test_snapshot_may_be_restored_before_the_first_question(slow: SlowBackend) -> None:
+    snapshot = CacheSnapshot("fake", slow.vocab_size, (5, 6))
+    warming = WarmingBackend(slow)
+    threading.Timer(0.02, slow.released.set).start()
+    warming.restore(snapshot)
+    assert warming.cached_tokens == 2
+    assert slow.cached_ids == [5, 6]
+
+
+def test_snapshots_of_what_was_closed_while_warming_up_are_refused(slow: SlowBackend) -> None:
+    warming = WarmingBackend(slow)
+    warming.close()
+    with pytest.raises(UsageError, match="closed"):
+        warming.snapshot()
+    with pytest.raises(UsageError, match="closed"):
+        warming.restore(CacheSnapshot("fake", slow.vocab_size, ()))
 
 
 def test_close_does_not_wait_and_the_engine_is_released_afterwards(slow: SlowBackend) -> None:

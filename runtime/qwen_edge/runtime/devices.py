@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from qwen_edge.errors import DeviceError
+from qwen_edge.errors import EdgeError
 from qwen_edge.runtime.engine import first_line, import_openvino
 
 _LOGGER = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ def probe_devices() -> tuple[DeviceReport, ...]:
     try:
         core = import_openvino().Core()
         names = tuple(core.available_devices)
-    except (DeviceError, RuntimeError) as error:
-        reason = error.problem if isinstance(error, DeviceError) else first_line(error)
+    except (EdgeError, RuntimeError) as error:
+        reason = error.problem if isinstance(error, EdgeError) else first_line(error)
         return tuple(DeviceReport(name, "", reason) for name in KNOWN_DEVICES)
     reports = []
     for name in names:

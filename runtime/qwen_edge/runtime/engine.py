@@ -12,7 +12,7 @@ import re
 import sys
 from types import ModuleType
 
-from qwen_edge.errors import DeviceError
+from qwen_edge.errors import DeviceError, MissingExtraError
 
 _LOGGER = logging.getLogger(__name__)
 _TELEMETRY = "openvino_telemetry"
@@ -36,7 +36,8 @@ def import_openvino() -> ModuleType:
         The module `openvino`. The first call takes 0.2 to 0.5 s, the others nothing.
 
     Raises:
-        DeviceError: OpenVINO is missing, or its libraries cannot be loaded here.
+        MissingExtraError: OpenVINO is not installed.
+        DeviceError: Its libraries cannot be loaded here.
 
     State:
         `openvino_telemetry` cannot be imported afterwards by anyone in this process. No
@@ -50,6 +51,14 @@ def import_openvino() -> ModuleType:
     try:
         return importlib.import_module("openvino")
     except (ImportError, OSError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "openvino":
+            raise MissingExtraError(
+                "OpenVINO is not installed.",
+                "pip install qwen-edge, which brings it except on Windows on ARM and Macs with "
+                "Intel;\nthere pip install 'qwen-edge[onnx]', and run a package made with "
+                "`qwen-edge export --format onnx`",
+                package="openvino",
+            ) from error
         raise DeviceError(
             f"OpenVINO could not be imported: {first_line(error)}.",
             "pip install --force-reinstall openvino, then run `qwen-edge doctor`.",

@@ -1,7 +1,7 @@
-"""From a package folder to a model that answers: check, choose a device, compile, warm up.
+"""From a package folder to a model that answers: check, choose engine and device, warm up.
 
 The steps and their order are here; each is a module of its own: `package.py` and `verified.py`
-check, `opening.py` compiles for a device. Read `model.py` for what comes out.
+check, `opening.py` chooses and opens. Read `model.py` for what comes out.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from qwen_edge.runtime.backends.warming import WarmingBackend
 from qwen_edge.runtime.environment import read_environment
 from qwen_edge.runtime.manifest import CHAT_TEMPLATE, TOKENIZER_JSON, Manifest
 from qwen_edge.runtime.model import Model
-from qwen_edge.runtime.opening import open_backend
+from qwen_edge.runtime.opening import BackendName, Opened, choose_formats, open_backend
 from qwen_edge.runtime.package import (
     Progress,
     check_report,
@@ -34,14 +34,12 @@ _NO_TEMPLATE = (
 Verify = Literal["first", "always", "sizes"]
 """When to hash the files: once per package and machine, at every load, or never."""
 
-BackendName = Literal["auto", "openvino"]
-
 
 def load(
     path: Path | str,
     *,
     device: str = AUTO,
-    backend: str = "auto",
+    backend: str = AUTO,
     threads: int | None = None,
     verify: str = "first",
     warm_up: bool = True,
@@ -51,9 +49,13 @@ def load(
 
     Args:
         path: The package folder.
-        device: "auto" tries the package's devices in their order; "CPU", "GPU" or "NPU" is
-            tried alone and never falls back.
-        backend: "auto" or "openvino".
+        device: "auto" tries the devices in the package's order; "CPU", "GPU" or "NPU" is tried
+            alone and never exchanged for another. The name of an execution provider, such as
+            "DmlExecutionProvider", asks for it and for the package's ONNX model.
+        backend: "openvino" runs the package's IR, "onnx" its ONNX model, and neither falls back
+            to the other. "auto" takes the first of the package's formats that can run here: one
+            whose engine is not installed, does not have the device or is refused by it is
+            passed over. So a device that is named may be served by either engine.
         threads: CPU threads; None for the engine's choice.
         verify: "first" hashes all files at the first load on this machine and compares sizes
             and times later; "always" hashes at every load; "sizes" never does.
@@ -62,11 +64,13 @@ def load(
         progress: Called with the number of bytes hashed since the last call.
 
     Returns:
-        A model; close it, or use it in a `with` statement. `device_choice` says where it runs
-        and why.
+        A model; close it, or use it in a `with` statement. `backend_name` says which engine
+        runs it, `device_choice` where and why.
 
     Raises:
-        UsageError: An option is not one of those above.
+        UsageError: An option is not one of those above, or the package does not hold what is
+            asked for.
+        MissingExtraError: The engine is not installed.
         PackageError: The folder is no package, or not as it was sealed.
         DeviceError: No device, or not the one asked for, can run it.
         ResourceError: Memory cannot suffice.
@@ -74,28 +78,15 @@ def load(
     check_load_options(backend, threads, verify)
     folder = Path(path)
     manifest = read_manifest(folder)
+    choose_formats(folder, manifest, backend=backend, device=device)  # refuses before hashing
     check_package(folder, manifest, verify=verify, progress=progress)
     # What is small is read first: its faults need not wait for a compilation.
     tokenizer = TextTokenizer.load(open_inside(folder, TOKENIZER_JSON))
     _check_vocabulary(tokenizer, manifest)
     has_template = CHAT_TEMPLATE in manifest.files
     template = _read_text(folder, CHAT_TEMPLATE) if has_template else _NO_TEMPLATE
-    engine, choice = open_backend(folder, manifest, device=device, threads=threads)
-    warming = WarmingBackend(engine) if warm_up else None
-    try:
-        return Model(
-            warming or engine,
-            tokenizer,
-            template,
-            manifest,
-            prefill_chunk_tokens=choice.value.prefill_chunk_tokens,
-            max_prompt_tokens=choice.value.max_prompt_tokens,
-            device_choice=choice,
-            wait_until_warm=warming.wait_until_warm if warming else None,
-        )
-    except BaseException:
-        (warming or engine).close()
-        raise
+    opened = open_backend(folder, manifest, backend=backend, device=device, threads=threads)
+    return _make_model(opened, tokenizer, template, manifest, warm_up=warm_up)
 
 
 def check_load_options(backend: str, threads: int | None, verify: str) -> None:
@@ -138,6 +129,29 @@ def check_package(
         cache_dir = read_environment().cache_dir
         check_verified(folder, manifest, cache_dir=cache_dir, progress=progress)
     check_sizes(folder, manifest)
+
+
+def _make_model(
+    opened: Opened, tokenizer: TextTokenizer, template: str, manifest: Manifest, *, warm_up: bool
+) -> Model:
+    """Put the parts together and begin to warm up; closes the backend where that goes wrong."""
+    warming = WarmingBackend(opened.backend) if warm_up else None
+    settings = opened.choice.value
+    try:
+        return Model(
+            warming or opened.backend,
+            tokenizer,
+            template,
+            manifest,
+            prefill_chunk_tokens=settings.prefill_chunk_tokens,
+            max_prompt_tokens=settings.max_prompt_tokens,
+            backend_name=opened.name,
+            device_choice=opened.choice,
+            wait_until_warm=warming.wait_until_warm if warming else None,
+        )
+    except BaseException:
+        (warming or opened.backend).close()
+        raise
 
 
 def _check_vocabulary(tokenizer: TextTokenizer, manifest: Manifest) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qwen_edge.errors import PackageError, join_problems
+from qwen_edge.runtime.plain_name import check_plain_name
 from qwen_edge.runtime.schema import SchemaError, parse_json, read_dataclass, to_json
 
 FORMAT = "qwen-edge-package"
@@ -20,18 +21,25 @@ MANIFEST_NAME = "manifest.json"
 
 MODEL_XML = "openvino_model.xml"
 MODEL_BIN = "openvino_model.bin"
+MODEL_ONNX = "model.onnx"
+MODEL_ONNX_DATA = "model.onnx.data"
+ONNX_OPSET = 21
+"""Version of the standard operators: the first with int4, known to GPU and NPU providers."""
 TOKENIZER_JSON = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
-REQUIRED_FILES = ("config.json", MODEL_BIN, MODEL_XML, TOKENIZER_JSON)
-"""Names without which no package can be run; a manifest must list them."""
+REQUIRED_FILES = ("config.json", TOKENIZER_JSON)
+"""Names without which no package can be run; a manifest must list them, and one format."""
+FORMAT_FILES: Mapping[str, tuple[str, str]] = {
+    "openvino": (MODEL_XML, MODEL_BIN),
+    "onnx": (MODEL_ONNX, MODEL_ONNX_DATA),
+}
+"""The files of the model itself, graph and weights, in each format."""
 
-_DATA_SUFFIXES = frozenset({"", ".bin", ".jinja", ".json", ".md", ".model", ".txt", ".xml"})
-# One component on every system: no separator, drive, stream, leading or trailing dot or space.
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?", re.ASCII)
-# Source: "Naming Files, Paths, and Namespaces", Microsoft Win32 documentation.
-_WINDOWS_DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
+FormatName = Literal["openvino", "onnx"]
+FORMAT_ENGINES: Mapping[FormatName, str] = {"openvino": "OpenVINO", "onnx": "ONNX Runtime"}
+"""What runs each format, as a person knows it."""
 PropertyValue = str | bool | int
 """Value of an OpenVINO property, as the engine's own documentation writes it."""
 
@@ -131,6 +139,22 @@ class DeviceSettings:
 
 
 @dataclass(frozen=True)
+class OnnxFacts:
+    """How the ONNX model was written, and what it was tested with.
+
+    `is_portable` means standard operators only. `max_context_tokens` is the number of positions
+    its rotary tables hold. `accuracy_level` is MatMulNBits': 1 computes in float32, 4 rounds
+    activations to int8 in blocks.
+    """
+
+    opset: int
+    is_portable: bool
+    max_context_tokens: int
+    prefill_chunk_tokens: int
+    accuracy_level: Literal[1, 4]
+
+
+@dataclass(frozen=True)
 class GenerationFacts:
     """The model's own defaults, from its `generation_config.json`."""
 
@@ -164,7 +188,10 @@ class GoldenTokens:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of `manifest.json`. `files` names every other file of the folder."""
+    """All of `manifest.json`. `files` names every other file of the folder.
+
+    `devices` are OpenVINO's and belong to the IR; `onnx` is None where there is no ONNX model.
+    """
 
     name: str
     model: ModelFacts
@@ -178,8 +205,19 @@ class Manifest:
     golden: GoldenTokens
     tools: Mapping[str, str]
     files: Mapping[str, FileFacts]
+    onnx: OnnxFacts | None = None
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
+
+    @property
+    def formats(self) -> tuple[FormatName, ...]:
+        """Formats the package holds the model in, the one to be preferred first."""
+        found: list[FormatName] = []
+        if MODEL_XML in self.files:
+            found.append("openvino")
+        if MODEL_ONNX in self.files:
+            found.append("onnx")
+        return tuple(found)
 
     @classmethod
     def from_json(cls, data: object) -> "Manifest":
@@ -227,20 +265,6 @@ class Manifest:
         Manifest.from_json(json.loads(json.dumps(data)))
         text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         return (text + "\n").encode("utf-8")
-
-
-def check_plain_name(name: str) -> str | None:
-    """Return why `name` may not name a file of a package, or None where it may.
-
-    Args:
-        name: As the manifest says it: one component that means the same on every system.
-    """
-    if not _PLAIN_NAME.fullmatch(name) or _WINDOWS_DEVICE.fullmatch(name):
-        return "is not a plain file name"
-    dot = name.rfind(".")
-    if name[dot:].lower() not in _DATA_SUFFIXES and dot > 0:
-        return "is not a kind of file that packages hold (.bin .jinja .json .md .txt .xml)"
-    return None
 
 
 def _check_format(data: object) -> None:
@@ -298,6 +322,7 @@ def _file_problems(manifest: Manifest) -> list[str]:
     problems = [
         f"'files' does not list {name!r}" for name in REQUIRED_FILES if name not in manifest.files
     ]
+    problems += _format_problems(manifest)
     folded: dict[str, str] = {}
     for name in manifest.files:
         reason = check_plain_name(name)
@@ -317,6 +342,25 @@ def _file_problems(manifest: Manifest) -> list[str]:
     return problems
 
 
+def _format_problems(manifest: Manifest) -> list[str]:
+    """Return which model files are missing: one format at least, and none by halves."""
+    problems = []
+    if not manifest.formats:
+        problems.append(f"'files' lists no model, expected {MODEL_XML!r} or {MODEL_ONNX!r}")
+    for names in FORMAT_FILES.values():
+        listed = [name in manifest.files for name in names]
+        if any(listed) and not all(listed):
+            have, lack = (names[listed.index(value)] for value in (True, False))
+            problems.append(f"'files' lists {have!r} but not {lack!r}")
+    if (manifest.onnx is None) == (MODEL_ONNX in manifest.files):
+        problems.append(
+            f"'files' lists {MODEL_ONNX!r}, but 'onnx' is null"
+            if manifest.onnx is None
+            else f"'onnx' is given, but 'files' does not list {MODEL_ONNX!r}"
+        )
+    return problems
+
+
 def _range_problems(manifest: Manifest) -> list[str]:
     """Return the counts that are below one, and device lists without a device."""
     counts: dict[str, int | None] = {
@@ -330,11 +374,15 @@ def _range_problems(manifest: Manifest) -> list[str]:
         for key in ("max_context_tokens", "max_prompt_tokens", "min_response_tokens"):
             counts[f"devices[{index}].{key}"] = limits[key]
         counts[f"devices[{index}].prefill_chunk_tokens"] = settings.prefill_chunk_tokens
+    if manifest.onnx is not None:
+        counts["onnx.opset"] = manifest.onnx.opset
+        counts["onnx.max_context_tokens"] = manifest.onnx.max_context_tokens
+        counts["onnx.prefill_chunk_tokens"] = manifest.onnx.prefill_chunk_tokens
     problems = [
         f"{key!r} is {value}, expected 1 or more"
         for key, value in counts.items()
         if value is not None and value < 1
     ]
-    if not manifest.devices:
+    if not manifest.devices and MODEL_XML in manifest.files:
         problems.append("'devices' is empty, expected at least one device")
     return problems

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Protocol
+from typing import Literal, Protocol
 
 from qwen_edge.errors import UsageError
 from qwen_edge.profiles.choose import Choice
@@ -58,6 +58,7 @@ class Model:
         manifest: Name, generation defaults and thinking facts.
         prefill_chunk_tokens: Prompt tokens per forward call.
         max_prompt_tokens: Most prompt tokens, where the device has such a limit.
+        backend_name: Which engine runs it: "openvino", "onnx", or "fake" for none.
         device_choice: The device's settings and why it was chosen; None for a fake.
         wait_until_warm: Returns when the backend may be used; called before each answer.
 
@@ -74,6 +75,7 @@ class Model:
         *,
         prefill_chunk_tokens: int = PREFILL_CHUNK_TOKENS,
         max_prompt_tokens: int | None = None,
+        backend_name: Literal["openvino", "onnx", "fake"] = "fake",
         device_choice: Choice[DeviceSettings] | None = None,
         wait_until_warm: Callable[[], None] | None = None,
     ) -> None:
@@ -87,6 +89,7 @@ class Model:
         self.prefix_cache = PrefixCache(backend)
         self.prefill_chunk_tokens = prefill_chunk_tokens
         self.max_prompt_tokens = max_prompt_tokens
+        self.backend_name = backend_name
         self.device_choice = device_choice
         self._wait_until_warm = wait_until_warm
         self._lock = threading.Lock()

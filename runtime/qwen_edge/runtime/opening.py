@@ -1,161 +1,193 @@
-"""Compile a package's model for a device it may run on, trying them in order where asked to.
+"""Which of a package's models is run: the IR with OpenVINO, or the ONNX model with ONNX Runtime.
 
-The files are looked at right before the engine maps them and right after it compiled them. It
-does not choose (`profiles` does) and does not know text; `loading.py` calls it.
+A package holds its model in one format or both, and each format has an engine. Where one cannot
+run here the other is taken, and why is part of the answer. What each engine does is in
+`openvino_opening.py` and `onnx_opening.py`; they are imported when they are needed, so that a
+machine with one engine does not miss the other.
 """
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from qwen_edge.errors import DeviceError, PackageError, ResourceError
-from qwen_edge.profiles.choose import AUTO, Choice, choose_device
-from qwen_edge.profiles.hardware import probe_hardware
-from qwen_edge.runtime.backends.backend import Backend
-from qwen_edge.runtime.backends.compiling import compile_model, read_ir
-from qwen_edge.runtime.backends.decoder_request import (
-    ATTENTION_MASK,
-    BEAM_IDX,
-    INPUT_IDS,
-    LOGITS,
-    POSITION_IDS,
+from qwen_edge.errors import (
+    DeviceError,
+    EdgeError,
+    MissingExtraError,
+    ParityError,
+    ResourceError,
+    UsageError,
+    did_you_mean,
+    join_problems,
 )
-from qwen_edge.runtime.backends.last_logits import keep_last_logits
-from qwen_edge.runtime.backends.openvino import OpenVinoBackend
-from qwen_edge.runtime.backends.openvino_static import StaticOpenVinoBackend
-from qwen_edge.runtime.devices import probe_devices
-from qwen_edge.runtime.manifest import MODEL_BIN, MODEL_XML, DeviceSettings, Manifest
-from qwen_edge.runtime.memory import check_memory, estimate_memory
-from qwen_edge.runtime.package import check_sizes
+from qwen_edge.profiles.choose import AUTO, Choice
+from qwen_edge.profiles.properties import DEVICES
+from qwen_edge.profiles.providers import load_providers
+from qwen_edge.runtime.backends.backend import Backend
+from qwen_edge.runtime.manifest import FORMAT_ENGINES, DeviceSettings, FormatName, Manifest
 
 _LOGGER = logging.getLogger(__name__)
+
+BackendName = Literal["auto", "openvino", "onnx"]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An empty backend, the format it runs, and its device's settings with the reason for both."""
+
+    backend: Backend
+    name: FormatName
+    choice: Choice[DeviceSettings]
+
+
+def find_device_name(device: str) -> str:
+    """Return a device, execution provider or "auto" as its engine writes it.
+
+    Args:
+        device: In any case.
+
+    Raises:
+        UsageError: It is none of those known; the text names the closest one.
+    """
+    providers = tuple(provider.name for provider in load_providers())
+    known = (AUTO, *DEVICES, *providers)
+    for name in known:
+        if device.lower() == name.lower():
+            return name
+    hint = did_you_mean(device.upper(), DEVICES) or did_you_mean(device, known)
+    raise UsageError(
+        f"Unknown device {device!r}.{hint}",
+        f"use one of: {', '.join(known)}",
+        device=device,
+    )
+
+
+def choose_formats(
+    folder: Path, manifest: Manifest, *, backend: str = AUTO, device: str = AUTO
+) -> tuple[FormatName, ...]:
+    """Return the formats of a package that come into question, the one to try first in front.
+
+    Args:
+        folder: For messages.
+        manifest: The package's.
+        backend: "auto", "openvino" or "onnx".
+        device: As for `open_backend`.
+
+    Raises:
+        UsageError: The package does not hold the format that is asked for, the device is an
+            execution provider and no ONNX model may be run, or it is no device at all.
+    """
+    is_provider = find_device_name(device) not in (AUTO, *DEVICES)
+    names = tuple(name for name in manifest.formats if backend in (AUTO, name))
+    if not names:
+        raise UsageError(
+            f"backend is {backend!r}, but the package {str(folder)!r} holds the model for "
+            f"{' and '.join(manifest.formats)} only.",
+            f"leave the backend at {AUTO!r}, or export the package again: "
+            "qwen-edge export … --format both",
+            backend=backend,
+            formats=manifest.formats,
+        )
+    if not is_provider:
+        return names
+    if "onnx" not in names:
+        raise UsageError(
+            f"Device {device!r} is an execution provider of ONNX Runtime, but "
+            + (
+                f"backend is {backend!r}."
+                if "onnx" in manifest.formats
+                else f"the package {str(folder)!r} holds the model for {names[0]} only."
+            ),
+            "use one of auto, CPU, GPU or NPU, or an ONNX model (qwen-edge export … --format both)",
+            device=device,
+            formats=manifest.formats,
+        )
+    return ("onnx",)
 
 
 def open_backend(
     folder: Path,
     manifest: Manifest,
     *,
+    backend: str = AUTO,
     device: str = AUTO,
     threads: int | None = None,
-) -> tuple[Backend, Choice[DeviceSettings]]:
-    """Compile the package's model for a device it may run on.
+) -> Opened:
+    """Make one of the package's models ready, trying its formats in order where asked to.
 
     Args:
         folder: The package folder, already checked.
         manifest: What `read_manifest` returned for it.
-        device: "auto" tries the manifest's devices in their order; "CPU", "GPU" or "NPU" is
-            tried alone and never falls back.
+        backend: "openvino" or "onnx" is tried alone; "auto" tries the package's formats in
+            order and goes on to the next where an engine is not installed, has no such device,
+            or is refused by it. A damaged model is not passed over.
+        device: "auto", "CPU", "GPU", "NPU" or the name of an execution provider. One that is
+            named is never exchanged for another; with "auto" for the backend, the same device
+            may be served by the other engine.
         threads: CPU threads; None for the engine's choice.
 
     Returns:
-        An empty backend, and the settings it runs with; the reason names every device that
-        was passed over and why.
+        The backend; the reason of its choice names every format and device passed over.
 
     Raises:
-        DeviceError: No device, or not the one asked for, can run it.
+        UsageError: See `choose_formats`.
+        MissingExtraError: The engine is not installed.
+        DeviceError: Nothing, or not what was asked for, can run it.
         PackageError: The model's files are not what the manifest says.
+        ParityError: The device asked for does not answer as the package was sealed.
         ResourceError: Memory cannot suffice.
-        UsageError: `device` is no device.
     """
-    reports = probe_devices()
-    available = tuple(report.name for report in reports if report.is_available)
-    seen = ", ".join(available) or "none"
-    refusals = {
-        report.name: f"{report.reason} (devices OpenVINO sees: {seen})"
-        for report in reports
-        if report.reason is not None
-    }
-    last_error: DeviceError | ResourceError | None = None
-    while True:
+    names = choose_formats(folder, manifest, backend=backend, device=device)
+    refusals: list[tuple[FormatName, EdgeError]] = []
+    for name in names:
         try:
-            choice = choose_device(manifest.devices, available, device, unusable=refusals)
-        except DeviceError as error:
-            # Too little memory is not the device's fault: say that, where it was the last word.
-            if isinstance(last_error, ResourceError):
-                raise last_error from error
-            raise error from last_error
-        try:
-            backend = _open_on(folder, manifest, choice.value, threads=threads)
-        except (DeviceError, ResourceError) as error:
-            if device.lower() != AUTO:
+            opened = _open(name, folder, manifest, device=device, threads=threads)
+        except (DeviceError, MissingExtraError, ParityError, ResourceError) as error:
+            if len(names) == 1:
                 raise
-            _LOGGER.warning("%s", error.problem)
-            refusals[choice.value.device] = error.problem
-            last_error = error
+            # Not installed is a choice somebody made; the rest may be a surprise.
+            level = logging.INFO if isinstance(error, MissingExtraError) else logging.WARNING
+            _LOGGER.log(
+                level, "%s cannot run this package: %s", FORMAT_ENGINES[name], error.problem
+            )
+            refusals.append((name, error))
             continue
-        _LOGGER.info("Using %s", choice.reason)
-        return backend, choice
+        if not refusals:
+            return opened
+        reason = f"{opened.choice.reason}; with {name}, because {_describe(refusals)}"
+        return Opened(opened.backend, name, Choice(opened.choice.value, reason))
+    raise _join_refusals(refusals) from refusals[-1][1]
 
 
-def _open_on(
-    folder: Path, manifest: Manifest, settings: DeviceSettings, *, threads: int | None
-) -> Backend:
-    """Compile for one device; the files are looked at right before and right after."""
-    estimate = estimate_memory(manifest, settings)
-    check_memory(estimate, probe_hardware().available_memory_bytes, settings.device)
-    # A mapped file that is shorter than the engine believes ends the process: look again now.
-    check_sizes(folder, manifest)
-    stamps = _stamps(folder)
-    model = read_ir(folder / MODEL_XML)
-    _check_ports(model, manifest)
-    is_static = settings.max_prompt_tokens is not None
-    if not is_static:  # the NPU plugin looks for the head itself and cuts it its own way
-        keep_last_logits(model)
-    properties = dict(settings.properties)
-    if threads is not None and settings.device == "CPU":
-        properties["INFERENCE_NUM_THREADS"] = threads
-    compiled = compile_model(model, settings.device, properties)
-    if _stamps(folder) != stamps:
-        raise PackageError(
-            f"The package {str(folder)!r} was changed while it was being loaded.",
-            "load it again when whatever writes there is done.",
-            path=str(folder),
-        )
-    return _make_backend(compiled, settings)
+def _open(
+    name: FormatName, folder: Path, manifest: Manifest, *, device: str, threads: int | None
+) -> Opened:
+    if name == "openvino":
+        from qwen_edge.runtime.openvino_opening import open_openvino_backend
+
+        backend, choice = open_openvino_backend(folder, manifest, device=device, threads=threads)
+    else:
+        from qwen_edge.runtime.onnx_opening import open_onnx_backend
+
+        backend, choice = open_onnx_backend(folder, manifest, device=device, threads=threads)
+    return Opened(backend, name, choice)
 
 
-def _make_backend(compiled: Any, settings: DeviceSettings) -> Backend:
-    if settings.max_prompt_tokens is None:
-        return OpenVinoBackend(
-            compiled,
-            device=settings.device,
-            max_context_tokens=settings.max_context_tokens,
-            prefill_chunk_tokens=settings.prefill_chunk_tokens,
-        )
-    return StaticOpenVinoBackend(
-        compiled,
-        device=settings.device,
-        max_prompt_tokens=settings.max_prompt_tokens,
-        max_context_tokens=settings.max_context_tokens,
+def _describe(refusals: Sequence[tuple[FormatName, EdgeError]]) -> str:
+    return join_problems(
+        [f"{name} cannot: {error.problem.rstrip('.')}" for name, error in refusals]
     )
 
 
-def _check_ports(model: Any, manifest: Manifest) -> None:
-    """Refuse a model that is no decoder of the manifest's vocabulary.
-
-    Raises:
-        PackageError: An input or the output is missing or has another shape.
-    """
-    names = {name for port in model.inputs for name in port.get_names()}
-    missing = {INPUT_IDS, ATTENTION_MASK, POSITION_IDS, BEAM_IDX} - names
-    outputs = [port for port in model.outputs if LOGITS in port.get_names()]
-    problem = f"it has no input {', '.join(sorted(missing))}" if missing else ""
-    if not problem and not outputs:
-        problem = f"it has no output {LOGITS!r}"
-    if not problem:
-        shape = outputs[0].get_partial_shape()
-        width = shape[2] if shape.rank.is_static and len(shape) == 3 else None
-        expected = manifest.model.vocab_size
-        if width is None or not width.is_static or width.get_length() != expected:
-            problem = f"its logits have shape {shape}, expected [?,?,{expected}]"
-    if problem:
-        raise PackageError(
-            f"{MODEL_XML!r} is not the decoder its manifest describes: {problem}.",
-            "export the package again.",
-        )
-
-
-def _stamps(folder: Path) -> tuple[tuple[int, int, int], ...]:
-    """Return (size, modification time, inode) of the two files the engine reads."""
-    facts = [(folder / name).stat() for name in (MODEL_XML, MODEL_BIN)]
-    return tuple((fact.st_size, fact.st_mtime_ns, fact.st_ino) for fact in facts)
+def _join_refusals(refusals: Sequence[tuple[FormatName, EdgeError]]) -> EdgeError:
+    """Return one error for several: of their class where they have one, with all their fixes."""
+    errors = [error for _, error in refusals]
+    kinds = {type(error) for error in errors}
+    kind = kinds.pop() if len(kinds) == 1 else DeviceError
+    return kind(
+        f"No engine can run this package: {_describe(refusals)}.",
+        "\n".join(dict.fromkeys(error.fix for error in errors if error.fix)),
+        refusals=tuple((name, error.problem) for name, error in refusals),
+    )

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_edge.errors import PackageError, format_bytes, join_problems
-from qwen_edge.runtime.manifest import MANIFEST_NAME, FileFacts, Manifest, check_plain_name
+from qwen_edge.runtime.manifest import MANIFEST_NAME, FileFacts, Manifest
+from qwen_edge.runtime.plain_name import check_plain_name
 
 _CHUNK_BYTES = 4 << 20  # large enough that hashing, not reading, sets the pace
 _MAX_MANIFEST_BYTES = 4 << 20  # a real one has under 20 kB

@@ -1,8 +1,12 @@
-"""What every backend checks before it touches its cache, and how it says no."""
+"""What every backend checks before it touches its cache and after, and how it says no."""
 
+import math
 from collections.abc import Sequence
 
-from qwen_edge.errors import ContextFullError, UsageError
+import numpy as np
+
+from qwen_edge.errors import ContextFullError, ParityError, UsageError
+from qwen_edge.runtime.backends.backend import CacheSnapshot, Logits
 
 
 def check_token_ids(token_ids: Sequence[int], vocab_size: int) -> None:
@@ -52,6 +56,58 @@ def check_trim(num_tokens: int, cached_tokens: int) -> None:
         raise ValueError(
             f"num_tokens is {num_tokens}; expected 0 to {cached_tokens:,}, the cached tokens"
         )
+
+
+def check_finite(logits: Logits, device: str) -> None:
+    """Refuse logits among which is NaN or infinity: no token can be chosen by them.
+
+    Args:
+        logits: float32 [vocab_size].
+        device: For messages.
+
+    Raises:
+        ParityError: With their number.
+    """
+    # The sum is finite when all are, and costs a quarter of asking each. Only where it is
+    # not is each asked, since a sum of finite numbers can overflow too.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = float(logits.sum())
+    if not math.isfinite(total) and not np.isfinite(logits).all():
+        num_bad = int(np.count_nonzero(~np.isfinite(logits)))
+        raise ParityError(
+            f"The model gave {num_bad:,} of {logits.size:,} logits that are no finite "
+            f"numbers on device {device!r}.",
+            "check the package with `qwen-edge verify`; if it is intact, use "
+            "--device CPU, or export it again.",
+            num_non_finite=num_bad,
+            device=device,
+        )
+
+
+def check_snapshot(
+    snapshot: CacheSnapshot, kind: str, *, vocab_size: int, max_context_tokens: int
+) -> None:
+    """Refuse a snapshot that another kind of backend took, of another model, or too long.
+
+    Raises:
+        UsageError: Naming what it is and what was expected.
+        ContextFullError: With the tokens needed and the limit.
+    """
+    found, expected = (snapshot.kind, snapshot.vocab_size), (kind, vocab_size)
+    if found != expected:
+        raise unfit_snapshot(
+            f"it is of kind {found[0]!r} with {found[1]:,} logits, expected {expected[0]!r} with "
+            f"{expected[1]:,}"
+        )
+    check_room(0, len(snapshot.token_ids), max_context_tokens)
+
+
+def unfit_snapshot(problem: str) -> UsageError:
+    """Return the error for a snapshot that is not this model's."""
+    return UsageError(
+        f"The snapshot does not fit this model: {problem}.",
+        "restore it where it was taken, or feed its `token_ids` again.",
+    )
 
 
 def closed_error() -> UsageError:

@@ -4,16 +4,15 @@ Knows the names of the model's inputs and how the engine reports failure. It kee
 of the cache: `openvino.py` and `openvino_static.py` do.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qwen_edge.errors import DeviceError, ParityError
+from qwen_edge.errors import DeviceError
 from qwen_edge.runtime.backends.backend import Logits
-from qwen_edge.runtime.backends.checks import closed_error
+from qwen_edge.runtime.backends.checks import check_finite, closed_error
 from qwen_edge.runtime.engine import first_line, import_openvino
 
 INPUT_IDS = "input_ids"
@@ -64,9 +63,8 @@ class DecoderRequest:
             DeviceError: The engine refused. What the cache then holds is unknown.
             UsageError: The request is closed.
         """
+        self.check_open()
         request = self._request
-        if request is None:
-            raise closed_error()
         try:
             if len(token_ids) == 1:
                 self._one_id[0, 0] = token_ids[0]
@@ -96,20 +94,7 @@ class DecoderRequest:
         """
         data = self._request.get_tensor(LOGITS).data  # [1, n, vocab]: n or, sliced, 1
         logits: Logits = np.array(data[0, -1], dtype=np.float32)
-        # The sum is finite when all are, and costs a quarter of asking each. Only where it is
-        # not is each asked, since a sum of finite numbers can overflow too.
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = float(logits.sum())
-        if not math.isfinite(total) and not np.isfinite(logits).all():
-            num_bad = int(np.count_nonzero(~np.isfinite(logits)))
-            raise ParityError(
-                f"The model gave {num_bad:,} of {logits.size:,} logits that are no finite "
-                f"numbers on device {self._device!r}.",
-                "check the package with `qwen-edge verify`; if it is intact, use "
-                "--device CPU, or export it again.",
-                num_non_finite=num_bad,
-                device=self._device,
-            )
+        check_finite(logits, self._device)
         return logits
 
     def keep_rows(self, rows: npt.NDArray[np.intp], num_rows: int) -> None:
@@ -136,6 +121,71 @@ class DecoderRequest:
                 device=self._device,
             ) from error
 
+    def read_rows(self, num_rows: int) -> list[npt.NDArray[Any]]:
+        """Return a copy of the cache: an array per variable, sorted by the variables' names.
+
+        Args:
+            num_rows: Rows the cache is expected to hold.
+
+        Raises:
+            DeviceError: The engine refused, or keeps its cache in a form of its own.
+            UsageError: The request is closed.
+        """
+        arrays = []
+        try:
+            for variable in self._variables():
+                values = variable.state.data  # [1, kv_heads, rows, head_dim]
+                _check_rows(values.shape, num_rows)
+                arrays.append(np.array(values))
+        except RuntimeError as error:
+            raise DeviceError(
+                f"Device {self._device!r} did not let its cache be read: {first_line(error)}.",
+                "go on without a snapshot, or use --device CPU.",
+                device=self._device,
+            ) from error
+        return arrays
+
+    def find_misfit(self, arrays: Sequence[npt.NDArray[Any]], num_rows: int) -> str | None:
+        """Return why arrays cannot be this model's cache of so many rows, or None."""
+        shapes = [tuple(variable.state.shape) for variable in self._variables()]
+        # Whatever it holds now, empty or not, heads and their size are the model's own.
+        expected = [(1, shape[1], num_rows, shape[3]) for shape in shapes if len(shape) == 4]
+        found = [array.shape for array in arrays]
+        if found == expected and all(array.dtype == np.float32 for array in arrays):
+            return None
+        return f"its arrays have shapes {found[:2]}, expected {expected[:2]}"
+
+    def write_rows(self, arrays: Sequence[npt.NDArray[Any]]) -> None:
+        """Put a copy of the cache, as `read_rows` gave it, in the place of what is there.
+
+        Raises:
+            DeviceError: The engine refused. What the cache then holds is unknown.
+            UsageError: The request is closed.
+        """
+        try:
+            for variable, values in zip(self._variables(), arrays, strict=True):
+                variable.state = self._tensor(np.array(values), shared_memory=False)
+        except RuntimeError as error:
+            raise DeviceError(
+                f"Device {self._device!r} did not take a cache: {first_line(error)}.",
+                "ask again; the conversation is then read from its start.",
+                device=self._device,
+            ) from error
+
+    def check_open(self) -> None:
+        """Refuse a closed request.
+
+        Raises:
+            UsageError: It is closed.
+        """
+        if self._request is None:
+            raise closed_error()
+
+    def _variables(self) -> list[Any]:
+        self.check_open()
+        # The engine's order is by nothing that is promised, and differs between compilations.
+        return sorted(self._request.query_state(), key=lambda variable: str(variable.name))
+
     def reset(self) -> None:
         """Empty the engine's cache.
 
@@ -143,8 +193,7 @@ class DecoderRequest:
             DeviceError: The engine refused.
             UsageError: The request is closed.
         """
-        if self._request is None:
-            raise closed_error()
+        self.check_open()
         try:
             self._request.reset_state()
         except RuntimeError as error:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from qwen_edge.errors import DeviceError
-from qwen_edge.runtime.backends.backend import Logits
+from qwen_edge.runtime.backends.backend import CacheSnapshot, Logits
 from qwen_edge.runtime.backends.checks import (
     check_room,
+    check_snapshot,
     check_token_ids,
     check_trim,
     closed_error,
@@ -20,6 +21,7 @@ from qwen_edge.runtime.backends.checks import (
 NextToken = Callable[[Sequence[int]], int]
 """Maps the ids in the cache, in order, to the id that should come next."""
 
+_KIND = "fake"
 _FAVOURED_LOGIT = 10.0  # the others are 0: at temperature 1 and 1,024 ids still 95.6 % likely
 
 
@@ -64,8 +66,8 @@ class FakeBackend:
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens in the cache."""
-        return len(self.cached_ids)
+        """Tokens in the cache; none once it is closed."""
+        return 0 if self.is_closed else len(self.cached_ids)
 
     @property
     def max_context_tokens(self) -> int:
@@ -107,15 +109,39 @@ class FakeBackend:
             ValueError: `num_tokens` is negative or more than `cached_tokens`.
         """
         check_trim(num_tokens, self.cached_tokens)
-        del self.cached_ids[self.cached_tokens - num_tokens :]
+        del self.cached_ids[len(self.cached_ids) - num_tokens :]
 
     def reset(self) -> None:
         """Forget all ids."""
         self.num_resets += 1
         self.cached_ids.clear()
 
+    def snapshot(self) -> CacheSnapshot:
+        """Return the cached ids.
+
+        Raises:
+            UsageError: The backend is closed.
+        """
+        if self.is_closed:
+            raise closed_error()
+        return CacheSnapshot(_KIND, self._vocab_size, tuple(self.cached_ids))
+
+    def restore(self, snapshot: CacheSnapshot) -> None:
+        """Put the ids of a snapshot in the place of the cached ones.
+
+        Raises:
+            UsageError: Another kind of backend took it, or one of another vocabulary; or the
+                backend is closed. Nothing changed.
+            ContextFullError: It is longer than the cache may be. Nothing changed.
+        """
+        if self.is_closed:
+            raise closed_error()
+        limit = self._max_context_tokens
+        check_snapshot(snapshot, _KIND, vocab_size=self._vocab_size, max_context_tokens=limit)
+        self.cached_ids[:] = snapshot.token_ids
+
     def close(self) -> None:
-        """Refuse further calls of `forward`."""
+        """Refuse further calls of `forward`; `cached_ids` stay, for tests to look at."""
         self.is_closed = True
 
     def _next_id(self) -> int:

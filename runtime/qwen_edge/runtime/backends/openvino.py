@@ -13,14 +13,21 @@ from typing import Any
 import numpy as np
 
 from qwen_edge.errors import DeviceError
-from qwen_edge.runtime.backends.backend import Logits
-from qwen_edge.runtime.backends.checks import check_room, check_token_ids, check_trim
+from qwen_edge.runtime.backends.backend import CacheSnapshot, Logits
+from qwen_edge.runtime.backends.checks import (
+    check_room,
+    check_snapshot,
+    check_token_ids,
+    check_trim,
+    unfit_snapshot,
+)
 from qwen_edge.runtime.backends.decoder_request import DecoderRequest
 
 _LOGGER = logging.getLogger(__name__)
 # Rewriting costs 220 ms at 1,100 tokens (Qwen3-4B, 2 cores), a hole a little of every step:
 # at half the cache both are small beside the tokens computed since the last rewriting.
 MIN_HOLES_TO_COMPACT = 256
+_KIND = "openvino"
 
 
 class OpenVinoBackend:
@@ -116,10 +123,70 @@ class OpenVinoBackend:
         """Forget everything."""
         self._forget()
 
+    def snapshot(self) -> CacheSnapshot:
+        """Return a copy of the cache: its mask, and all its rows, holes among them.
+
+        Leaving the holes out would be a rewriting, which a cache of 8 bits does not survive bit
+        for bit; what the engine gives out and takes back it does.
+
+        Raises:
+            DeviceError: The engine keeps its cache in a form of its own.
+            UsageError: The backend is closed.
+        """
+        self._request.check_open()
+        arrays = []
+        if self._ids:
+            mask = self._mask[0, : self._num_rows].copy()
+            arrays = [mask, *self._request.read_rows(self._num_rows)]
+        for array in arrays:
+            array.flags.writeable = False
+        return CacheSnapshot(_KIND, self.vocab_size, tuple(self._ids), tuple(arrays))
+
+    def restore(self, snapshot: CacheSnapshot) -> None:
+        """Put a snapshot in the place of the cache; exact.
+
+        Raises:
+            UsageError: Another kind of backend or another model took it, or the backend is
+                closed. Nothing changed.
+            ContextFullError: It has more rows than `max_context_tokens`. Nothing changed.
+            DeviceError: The engine refused; the cache is empty now.
+        """
+        self._request.check_open()
+        limit = self._max_context_tokens
+        check_snapshot(snapshot, _KIND, vocab_size=self.vocab_size, max_context_tokens=limit)
+        self._check_arrays(snapshot)
+        self._forget()
+        if not snapshot.token_ids:
+            return
+        mask, *rows = snapshot.arrays
+        try:
+            self._request.write_rows(rows)
+        except BaseException:
+            self._forget()
+            raise
+        self._num_rows = mask.size
+        self._mask[0, : mask.size] = mask
+        self._ids = list(snapshot.token_ids)
+        self._must_reset = False
+
     def close(self) -> None:
         """Release the engine. Calling it twice is harmless."""
         self._forget()
         self._request.close()
+
+    def _check_arrays(self, snapshot: CacheSnapshot) -> None:
+        """Refuse arrays that are not this model's, or that have no room here."""
+        mask, rows = snapshot.arrays[:1], snapshot.arrays[1:]
+        problem = None
+        if not snapshot.token_ids:
+            problem = "it has arrays of no tokens" if snapshot.arrays else None
+        elif not mask or mask[0].ndim != 1 or mask[0].sum() != len(snapshot.token_ids):
+            problem = "its mask is not that of its tokens"
+        else:
+            check_room(0, mask[0].size, self._max_context_tokens)
+            problem = self._request.find_misfit(rows, mask[0].size)
+        if problem is not None:
+            raise unfit_snapshot(problem)
 
     def _feed(self, token_ids: Sequence[int]) -> None:
         for start in range(0, len(token_ids), self._prefill_chunk_tokens):

@@ -15,13 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from qwen_edge.runtime.backends.backend import Logits
-from qwen_edge.runtime.backends.checks import check_room, check_token_ids, check_trim
+from qwen_edge.runtime.backends.backend import CacheSnapshot, Logits
+from qwen_edge.runtime.backends.checks import (
+    check_room,
+    check_snapshot,
+    check_token_ids,
+    check_trim,
+)
 from qwen_edge.runtime.backends.decoder_request import DecoderRequest
 
 # A step reads all weights once, and so does a whole prompt: below this many new tokens steps
 # are not slower by much, above it the conversation is read again from its start.
 MAX_STEPPED_TOKENS = 16
+_KIND = "openvino-static"
 
 
 class StaticOpenVinoBackend:
@@ -104,6 +110,37 @@ class StaticOpenVinoBackend:
         """Forget everything."""
         self._ids.clear()
         self._must_prefill = False
+
+    def snapshot(self) -> CacheSnapshot:
+        """Return the tokens: the plugin gives its cache to nobody.
+
+        Raises:
+            UsageError: The backend is closed.
+        """
+        self._request.check_open()
+        return CacheSnapshot(_KIND, self.vocab_size, tuple(self._ids))
+
+    def restore(self, snapshot: CacheSnapshot) -> None:
+        """Go on after the snapshot's tokens; where they are not there any more, read them again.
+
+        Raises:
+            UsageError: Another kind of backend or another model took it, or the backend is
+                closed. Nothing changed.
+            ContextFullError: It is longer than `max_context_tokens`. Nothing changed.
+
+        State:
+            Tokens that are read again are so at the next `forward`, as one prompt: the logits
+            then differ as those of a prompt and of single steps do.
+        """
+        self._request.check_open()
+        limit = self._max_context_tokens
+        check_snapshot(snapshot, _KIND, vocab_size=self.vocab_size, max_context_tokens=limit)
+        ids = list(snapshot.token_ids)
+        if self._ids[: len(ids)] == ids:
+            self.trim(len(self._ids) - len(ids))
+        else:
+            self._ids = ids
+            self._must_prefill = True
 
     def close(self) -> None:
         """Release the engine. Calling it twice is harmless."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from qwen_edge.errors import EdgeError
-from qwen_edge.runtime.backends.backend import Backend, Logits
+from qwen_edge.runtime.backends.backend import Backend, CacheSnapshot, Logits
 from qwen_edge.runtime.backends.checks import check_trim, closed_error
 
 _LOGGER = logging.getLogger(__name__)
@@ -78,10 +78,7 @@ class WarmingBackend:
             UsageError: The backend is closed.
             EdgeError: As the backend's `forward`.
         """
-        if self._thread is not None:
-            if self._is_closed:
-                raise closed_error()
-            self.wait_until_warm()
+        self._wait_unless_closed()
         return self._backend.forward(token_ids)
 
     def trim(self, num_tokens: int) -> None:
@@ -96,12 +93,38 @@ class WarmingBackend:
         if self._thread is None:
             self._backend.reset()
 
+    def snapshot(self) -> CacheSnapshot:
+        """Wait where needed, then do as the backend does.
+
+        Raises:
+            UsageError: The backend is closed.
+            EdgeError: As the backend's `snapshot`.
+        """
+        self._wait_unless_closed()
+        return self._backend.snapshot()
+
+    def restore(self, snapshot: CacheSnapshot) -> None:
+        """Wait where needed, then do as the backend does.
+
+        Raises:
+            UsageError: The backend is closed.
+            EdgeError: As the backend's `restore`.
+        """
+        self._wait_unless_closed()
+        self._backend.restore(snapshot)
+
     def close(self) -> None:
         """Release the engine, now or when the thread comes out of it."""
         with self._lock:
             self._is_closed = True
             if self._is_done:
                 self._backend.close()
+
+    def _wait_unless_closed(self) -> None:
+        if self._thread is not None:
+            if self._is_closed:
+                raise closed_error()
+            self.wait_until_warm()
 
     def _warm_up(self) -> None:
         started_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""Opening a package on a device: which one is taken, and why not the others."""
+"""Opening the IR on a device: which one is taken, and why not the others."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import pytest
 from qwen_edge.errors import DeviceError, ResourceError
 from qwen_edge.profiles.choose import Choice
 from qwen_edge.profiles.hardware import probe_hardware
-from qwen_edge.runtime import opening
+from qwen_edge.runtime import openvino_opening
 from qwen_edge.runtime.backends.compiling import compile_model
 from qwen_edge.runtime.backends.openvino import OpenVinoBackend
 from qwen_edge.runtime.backends.openvino_static import StaticOpenVinoBackend
@@ -19,7 +19,7 @@ from qwen_edge.runtime.devices import DeviceReport
 from qwen_edge.runtime.loading import load
 from qwen_edge.runtime.manifest import DeviceSettings
 from qwen_edge.runtime.model import Model
-from qwen_edge.runtime.opening import open_backend
+from qwen_edge.runtime.openvino_opening import open_openvino_backend
 from qwen_edge.runtime.package import read_manifest
 
 CPU = DeviceSettings("CPU", {"INFERENCE_PRECISION_HINT": "f32"}, 256, None, None, 32)
@@ -36,8 +36,8 @@ def test_memory_that_cannot_suffice_is_refused_before_compiling(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scarce = dataclasses.replace(probe_hardware(), available_memory_bytes=1_000_000)
-    monkeypatch.setattr(opening, "probe_hardware", lambda: scarce)
-    monkeypatch.delattr(opening, "compile_model")
+    monkeypatch.setattr(openvino_opening, "probe_hardware", lambda: scarce)
+    monkeypatch.delattr(openvino_opening, "compile_model")
     with pytest.raises(ResourceError, match=r"but 1\.0 MB are available"):
         load(package)
 
@@ -47,9 +47,9 @@ def test_auto_takes_a_device_that_needs_less_memory(
 ) -> None:
     """Fixed shapes take their whole cache at once, a growing one only what is used."""
     reports = (DeviceReport("CPU", "Some CPU"), DeviceReport("NPU", "Some NPU"))
-    monkeypatch.setattr(opening, "probe_devices", lambda: reports)
+    monkeypatch.setattr(openvino_opening, "probe_devices", lambda: reports)
     medium = dataclasses.replace(probe_hardware(), available_memory_bytes=100_000_000)
-    monkeypatch.setattr(opening, "probe_hardware", lambda: medium)
+    monkeypatch.setattr(openvino_opening, "probe_hardware", lambda: medium)
     seal(package, devices=(DeviceSettings("NPU", {}, 65_536, 32_768, 32_768, 512), CPU))
     with load(package, warm_up=False) as model:
         assert choice_of(model).value == CPU
@@ -76,9 +76,9 @@ def test_npu_settings_lead_to_the_pipeline_of_fixed_shapes(
     cpu = dataclasses.replace(CPU, properties={"EXECUTION_MODE_HINT": "ACCURACY"})
     both = dataclasses.replace(manifest, devices=(npu, cpu))
     reports = (DeviceReport("CPU", "Some CPU"), DeviceReport("NPU", "Some NPU"))
-    monkeypatch.setattr(opening, "probe_devices", lambda: reports)
-    static, choice = open_backend(demo_package, both)
-    growing, _ = open_backend(demo_package, both, device="CPU")
+    monkeypatch.setattr(openvino_opening, "probe_devices", lambda: reports)
+    static, choice = open_openvino_backend(demo_package, both)
+    growing, _ = open_openvino_backend(demo_package, both, device="CPU")
     assert isinstance(static, StaticOpenVinoBackend)
     assert isinstance(growing, OpenVinoBackend)
     assert choice.value == npu
@@ -96,7 +96,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         DeviceReport("GPU", "", "libOpenCL.so.1 is missing"),
         DeviceReport("NPU", "", "there is none"),
     )
-    monkeypatch.setattr(opening, "probe_devices", lambda: reports)
+    monkeypatch.setattr(openvino_opening, "probe_devices", lambda: reports)
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -122,7 +122,7 @@ def test_explicit_device_never_falls_back(package: Path, seal: Seal) -> None:
 def refusing_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """OpenVINO lists a GPU whose driver then refuses to compile."""
     reports = (DeviceReport("CPU", "Some CPU"), DeviceReport("GPU.0", "Some GPU"))
-    monkeypatch.setattr(opening, "probe_devices", lambda: reports)
+    monkeypatch.setattr(openvino_opening, "probe_devices", lambda: reports)
     real_compile = compile_model
     tried: list[str] = []
 
@@ -132,7 +132,7 @@ def refusing_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise DeviceError("Device 'GPU' refused the model: CL_OUT_OF_HOST_MEMORY.")
         return real_compile(model, device, properties)
 
-    monkeypatch.setattr("qwen_edge.runtime.opening.compile_model", compile_or_refuse)
+    monkeypatch.setattr("qwen_edge.runtime.openvino_opening.compile_model", compile_or_refuse)
     return tried
 
 
@@ -186,8 +186,8 @@ def test_device_that_fails_when_its_buffers_are_allocated_is_passed_over(
         return Full(compiled) if device == "GPU" else compiled
 
     reports = (DeviceReport("CPU", "Some CPU"), DeviceReport("GPU", "Some GPU"))
-    monkeypatch.setattr(opening, "probe_devices", lambda: reports)
-    monkeypatch.setattr(opening, "compile_model", compile_for)
+    monkeypatch.setattr(openvino_opening, "probe_devices", lambda: reports)
+    monkeypatch.setattr(openvino_opening, "compile_model", compile_for)
     seal(package, devices=(GPU, CPU))
     with load(package, warm_up=False) as model:
         assert choice_of(model).value == CPU

@@ -1,0 +1,255 @@
+"""The backend for ONNX Runtime: any provider, the KV cache in arrays of our own.
+
+Positions follow from the length of the mask, so forgetting is going on at a smaller length, and
+costs nothing. A single token is written into arrays that are bound already. `onnx_session.py`
+makes the session, `onnx_cache.py` keeps the rows.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qwen_edge.errors import DeviceError, EdgeError, ResourceError
+from qwen_edge.runtime.backends.backend import CacheSnapshot, Logits
+from qwen_edge.runtime.backends.checks import (
+    check_finite,
+    check_room,
+    check_snapshot,
+    check_token_ids,
+    check_trim,
+    closed_error,
+    unfit_snapshot,
+)
+from qwen_edge.runtime.backends.onnx_cache import GrowingCache, OnnxCache, SharedCache
+from qwen_edge.runtime.backends.onnx_file import OnnxModel
+from qwen_edge.runtime.backends.onnx_session import (
+    CPU_PROVIDER,
+    engine_message,
+    is_memory_failure,
+)
+from qwen_edge.runtime.providers import import_onnxruntime
+
+INPUT_IDS = "input_ids"
+ATTENTION_MASK = "attention_mask"
+LOGITS = "logits"
+_KIND = "onnx"
+
+Ids = npt.NDArray[np.int64]
+"""int64 [1, tokens]."""
+
+
+class OnnxBackend:
+    """One sequence on a session of ONNX Runtime.
+
+    Args:
+        session: What `create_session` returned.
+        model: What it was made of.
+        device: For messages.
+        max_context_tokens: Most tokens in the cache.
+        prefill_chunk_tokens: Most tokens per call of the engine; bounds its working memory.
+
+    State:
+        The cache holds rows of `ids`, and may hold forgotten ones behind them. After any
+        failure within the engine it is empty.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        *,
+        model: OnnxModel,
+        device: str,
+        max_context_tokens: int,
+        prefill_chunk_tokens: int,
+    ) -> None:
+        self._session = session
+        self._model = model
+        self._device = device
+        self._max_context_tokens = max_context_tokens
+        self._prefill_chunk_tokens = prefill_chunk_tokens
+        self._ids: list[int] = []
+        self._from_numpy = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        # Elsewhere what is bound is copied at once, and must be bound again when it changes.
+        self._is_on_host = list(session.get_providers()) == [CPU_PROVIDER]
+        self._ones = np.ones((1, max_context_tokens), dtype=np.int64)
+        self._one_id = np.zeros((1, 1), dtype=np.int64)
+        self._bound_ids: Ids | None = None
+        self._logits = np.zeros((1, 1, model.vocab_size), dtype=np.float32)
+        self._binding: Any = session.io_binding()
+        self._bind_logits()
+        self._cache: OnnxCache
+        if self._is_on_host and not model.is_portable:
+            self._cache = SharedCache(self._binding, model, max_context_tokens=max_context_tokens)
+        else:
+            self._cache = GrowingCache(self._binding, model)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens in the cache that are still part of the sequence."""
+        return len(self._ids)
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Most tokens that `cached_tokens` may reach."""
+        return self._max_context_tokens
+
+    @property
+    def vocab_size(self) -> int:
+        """Length of the logits."""
+        return self._model.vocab_size
+
+    def forward(self, token_ids: Sequence[int]) -> Logits:
+        """Append tokens; return the logits after the last, float32 [vocab_size], a copy.
+
+        Raises:
+            ContextFullError: The cache would exceed `max_context_tokens`. Nothing changed.
+            DeviceError: The engine refused; the cache is empty now.
+            ParityError: The logits are not finite; the cache is empty now.
+            ResourceError: Memory did not suffice; the cache is empty now.
+            UsageError: The backend is closed.
+            ValueError: No ids, or ids outside the vocabulary. Nothing changed.
+        """
+        self._check_open()
+        check_token_ids(token_ids, self.vocab_size)
+        check_room(len(self._ids), len(token_ids), self._max_context_tokens)
+        try:
+            for start in range(0, len(token_ids), self._prefill_chunk_tokens):
+                self._append(token_ids[start : start + self._prefill_chunk_tokens])
+            return self._read_logits()
+        except BaseException:
+            # Also for Ctrl-C: whether the engine wrote before it is unknown.
+            self.reset()
+            raise
+
+    def trim(self, num_tokens: int) -> None:
+        """Forget the last tokens; costs nothing in the engine.
+
+        Raises:
+            ValueError: `num_tokens` is negative or more than `cached_tokens`.
+        """
+        check_trim(num_tokens, len(self._ids))
+        if num_tokens:
+            del self._ids[len(self._ids) - num_tokens :]
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._ids.clear()
+        if self._session is not None:
+            self._cache.clear()
+
+    def snapshot(self) -> CacheSnapshot:
+        """Return a copy of the cache: its rows, array by array.
+
+        Raises:
+            UsageError: The backend is closed.
+        """
+        self._check_open()
+        arrays = self._cache.read(len(self._ids)) if self._ids else []
+        for array in arrays:
+            array.flags.writeable = False
+        return CacheSnapshot(_KIND, self.vocab_size, tuple(self._ids), tuple(arrays))
+
+    def restore(self, snapshot: CacheSnapshot) -> None:
+        """Put a snapshot in the place of the cache; exact.
+
+        Raises:
+            UsageError: Another kind of backend or another model took it, or the backend is
+                closed. Nothing changed.
+            ContextFullError: It is longer than `max_context_tokens`. Nothing changed.
+            ResourceError: Memory did not suffice; the cache is empty now.
+        """
+        self._check_open()
+        limit = self._max_context_tokens
+        check_snapshot(snapshot, _KIND, vocab_size=self.vocab_size, max_context_tokens=limit)
+        self._check_arrays(snapshot)
+        self.reset()
+        if not snapshot.token_ids:
+            return
+        try:
+            self._cache.write(snapshot.arrays)
+        except MemoryError as error:
+            self.reset()
+            raise self._stopped(error, len(snapshot.token_ids)) from error
+        self._ids = list(snapshot.token_ids)
+
+    def close(self) -> None:
+        """Release the engine. Calling it twice is harmless."""
+        self._ids.clear()
+        if self._session is not None:
+            self._session = self._binding = self._bound_ids = None
+            del self._cache
+
+    def _check_open(self) -> None:
+        if self._session is None:
+            raise closed_error()
+
+    def _append(self, token_ids: Sequence[int]) -> None:
+        end = len(self._ids) + len(token_ids)
+        try:
+            self._cache.prepare(len(self._ids), end)
+            self._bind_ids(token_ids)
+            self._bind(ATTENTION_MASK, self._ones[:, :end])
+            self._session.run_with_iobinding(self._binding)
+            self._cache.keep()
+        except Exception as error:  # the engine's classes have no common one
+            raise self._stopped(error, end) from error
+        self._ids.extend(token_ids)
+
+    def _bind_ids(self, token_ids: Sequence[int]) -> None:
+        ids = self._one_id
+        if len(token_ids) == 1:
+            ids[0, 0] = token_ids[0]
+        else:
+            ids = np.array(token_ids, dtype=np.int64)[None]
+        if ids is not self._bound_ids or not self._is_on_host:
+            self._bind(INPUT_IDS, ids)
+            self._bound_ids = ids
+
+    def _bind(self, name: str, array: Ids) -> None:
+        """Bind an array that is held elsewhere for as long as it is bound."""
+        self._binding.bind_ortvalue_input(name, self._from_numpy(array))
+
+    def _bind_logits(self) -> None:
+        if self._is_on_host:
+            self._binding.bind_ortvalue_output(LOGITS, self._from_numpy(self._logits))
+        else:
+            self._binding.bind_output(LOGITS)  # the engine brings them to the host
+
+    def _read_logits(self) -> Logits:
+        if not self._is_on_host:
+            self._logits = self._binding.get_outputs()[0].numpy()
+        logits: Logits = np.array(self._logits[0, -1], dtype=np.float32)
+        check_finite(logits, self._device)
+        return logits
+
+    def _stopped(self, error: Exception, num_tokens: int) -> EdgeError:
+        """Return what a failure within the engine means."""
+        told = engine_message(error)
+        if is_memory_failure(error):
+            return ResourceError(
+                f"Memory did not suffice on device {self._device!r} at {num_tokens:,} tokens of "
+                f"context: {told}.",
+                "close other programs, start a new conversation, or shorten this one.",
+                device=self._device,
+                engine_message=str(error),
+            )
+        return DeviceError(
+            f"Device {self._device!r} stopped at {num_tokens:,} tokens of context: {told}.",
+            "ask again; if it stops again, use --device CPU and run `qwen-edge doctor`.",
+            device=self._device,
+            engine_message=str(error),
+        )
+
+    def _check_arrays(self, snapshot: CacheSnapshot) -> None:
+        """Refuse arrays that are not this model's."""
+        model, num_rows = self._model, len(snapshot.token_ids)
+        shape = (1, model.num_kv_heads, num_rows, model.head_dim)
+        expected = [shape] * (2 * model.num_layers if num_rows else 0)
+        found = [array.shape for array in snapshot.arrays]
+        if found != expected or any(array.dtype != np.float32 for array in snapshot.arrays):
+            raise unfit_snapshot(
+                f"it has {len(found)} arrays of shapes {found[:1]}, expected {len(expected)} of "
+                f"{expected[:1]}"
+            )

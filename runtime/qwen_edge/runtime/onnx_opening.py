@@ -1,0 +1,297 @@
+"""Make a package's ONNX model ready on a provider it may run on, trying them in order.
+
+What is done only once for a package and a version of the engine is remembered: a trial in a
+process of its own, and the first answers of a provider other than the CPU's. It does not choose
+(`profiles/providers.py` does) and does not know text; `opening.py` calls it.
+"""
+
+import logging
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from qwen_edge.errors import (
+    DeviceError,
+    PackageError,
+    ParityError,
+    ResourceError,
+    UsageError,
+    join_problems,
+)
+from qwen_edge.profiles.choose import AUTO, Choice
+from qwen_edge.profiles.hardware import probe_hardware
+from qwen_edge.profiles.providers import Provider, choose_provider
+from qwen_edge.runtime.backends.backend import Backend
+from qwen_edge.runtime.backends.onnx import OnnxBackend
+from qwen_edge.runtime.backends.onnx_file import OnnxModel, read_onnx
+from qwen_edge.runtime.backends.onnx_session import CPU_PROVIDER, create_session
+from qwen_edge.runtime.backends.onnx_trial import try_in_child
+from qwen_edge.runtime.environment import read_environment
+from qwen_edge.runtime.golden import GOLDEN_TOLERANCES, follow_tokens
+from qwen_edge.runtime.manifest import (
+    MODEL_ONNX,
+    MODEL_ONNX_DATA,
+    DeviceSettings,
+    Manifest,
+    OnnxFacts,
+    PropertyValue,
+)
+from qwen_edge.runtime.memory import check_memory, estimate_memory
+from qwen_edge.runtime.package import check_sizes, package_hash
+from qwen_edge.runtime.providers import import_onnxruntime, probe_providers
+from qwen_edge.runtime.records import Record, is_recorded, read_stamps, write_record
+
+_LOGGER = logging.getLogger(__name__)
+_FILES = (MODEL_ONNX, MODEL_ONNX_DATA)
+_TRIALS, _ANSWERS = "onnx-trials", "onnx-answers"  # folders of records in the user's cache
+_TRIAL_TIMEOUT_S = 600.0  # 9 GB from a disk of 20 MB/s
+# How many golden tokens another provider must give as well. They were computed in float32: later
+# ones may differ for reasons that are no fault, a wrong kernel shows in the first few.
+_NUM_CHECKED_TOKENS = 4
+# How far two kernels for the same may be apart. Measured, demo model: up to 0.013 where they round
+# to int8 in other portions, 0.04 to 0.16 where one of them was wrong (WebGPU on SwiftShader).
+_MAX_DIFFERENCE = 0.03
+
+
+def open_onnx_backend(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    device: str = AUTO,
+    threads: int | None = None,
+) -> tuple[Backend, Choice[DeviceSettings]]:
+    """Make the package's ONNX model ready on a provider it may run on.
+
+    Args:
+        folder: The package folder, already checked.
+        manifest: What `read_manifest` returned for it.
+        device: "auto" tries the known providers in their order; "CPU", "GPU", "NPU" or the name
+            of a provider is tried alone and never falls back.
+        threads: CPU threads; None for the engine's choice.
+
+    Returns:
+        An empty backend, and the settings it runs with; the reason names every provider that
+        was passed over and why.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+        DeviceError: No provider, or not the one asked for, can run it.
+        PackageError: The model's files are not what the manifest says, or the engine cannot
+            read them.
+        ParityError: The provider asked for does not answer as the package was sealed.
+        ResourceError: Memory cannot suffice.
+        UsageError: `device` is no device, or the package has no ONNX model.
+
+    State:
+        Writes records to the user's cache folder.
+    """
+    facts = _facts(folder, manifest)
+    import_onnxruntime()  # where it is missing, that is what to say
+    reports = probe_providers()
+    available = tuple(report.name for report in reports if report.is_available)
+    refusals = {report.name: report.reason for report in reports if report.reason is not None}
+    last_error: DeviceError | ParityError | ResourceError | None = None
+    while True:
+        try:
+            choice = choose_provider(
+                available, device, is_portable=facts.is_portable, unusable=refusals
+            )
+        except DeviceError as error:
+            # Too little memory is not the provider's fault: say that, where it was the last word.
+            if isinstance(last_error, ResourceError):
+                raise last_error from error
+            raise error from last_error
+        settings = _settings(facts, choice.value, threads)
+        try:
+            backend = _open_on(folder, manifest, choice.value, settings, threads=threads)
+        except (DeviceError, ParityError, ResourceError) as error:
+            if device.lower() != AUTO:
+                raise
+            _LOGGER.warning("%s", error.problem)
+            refusals[choice.value.name] = error.problem
+            last_error = error
+            continue
+        _LOGGER.info("Using %s", choice.reason)
+        return backend, Choice(settings, choice.reason)
+
+
+def _facts(folder: Path, manifest: Manifest) -> OnnxFacts:
+    if manifest.onnx is None:
+        raise UsageError(
+            f"The package {str(folder)!r} holds no ONNX model.",
+            "export it again: qwen-edge export … --format both",
+        )
+    return manifest.onnx
+
+
+def _settings(facts: OnnxFacts, provider: Provider, threads: int | None) -> DeviceSettings:
+    """Return what the model will run with, in the terms of the package's own settings."""
+    properties: dict[str, PropertyValue] = {
+        "provider": provider.name,
+        "accuracy_level": facts.accuracy_level,
+    }
+    properties |= {key: option.value for key, option in provider.options.items()}
+    if threads is not None:
+        properties["intra_op_num_threads"] = threads
+    return DeviceSettings(
+        device=provider.device,
+        properties=properties,
+        max_context_tokens=facts.max_context_tokens,
+        max_prompt_tokens=None,
+        min_response_tokens=None,
+        prefill_chunk_tokens=facts.prefill_chunk_tokens,
+    )
+
+
+def _open_on(
+    folder: Path,
+    manifest: Manifest,
+    provider: Provider,
+    settings: DeviceSettings,
+    *,
+    threads: int | None,
+) -> Backend:
+    """Make the model ready on one provider; the files are looked at before and after."""
+    estimate = estimate_memory(manifest, settings, "onnx")
+    check_memory(estimate, probe_hardware().available_memory_bytes, settings.device)
+    # A mapped file that is shorter than the engine believes ends the process: look again now.
+    check_sizes(folder, manifest)
+    stamps = read_stamps(folder, _FILES)
+    try_once(folder)
+    facts = _facts(folder, manifest)
+    model = read_onnx(folder, accuracy_level=facts.accuracy_level)
+    _check_shape(model, manifest, facts)
+    session = create_session(model, provider, accuracy_level=facts.accuracy_level, threads=threads)
+    if read_stamps(folder, _FILES) != stamps:
+        raise PackageError(
+            f"The package {str(folder)!r} was changed while it was being loaded.",
+            "load it again when whatever writes there is done.",
+            path=str(folder),
+        )
+    is_cpu = provider.name == CPU_PROVIDER
+    backend = OnnxBackend(
+        session,
+        model=model,
+        device=settings.device if is_cpu else provider.name,
+        max_context_tokens=settings.max_context_tokens,
+        prefill_chunk_tokens=settings.prefill_chunk_tokens,
+    )
+    if not is_cpu:
+        try:
+            _check_answers(backend, folder, manifest, provider)
+        except BaseException:
+            backend.close()
+            raise
+    return backend
+
+
+def _check_shape(model: OnnxModel, manifest: Manifest, facts: OnnxFacts) -> None:
+    """Refuse a model of other sizes than the manifest's, or with room for fewer positions."""
+    sizes = manifest.model
+    pairs = {
+        "layers": (model.num_layers, sizes.num_layers),
+        "heads of keys": (model.num_kv_heads, sizes.num_kv_heads),
+        "numbers in a head": (model.head_dim, sizes.head_dim),
+        "vocabulary": (model.vocab_size, sizes.vocab_size),
+        "portable": (model.is_portable, facts.is_portable),
+    }
+    problems = [
+        f"{what}: {found}, expected {expected}"
+        for what, (found, expected) in pairs.items()
+        if found != expected
+    ]
+    if model.max_context_tokens is not None and model.max_context_tokens < facts.max_context_tokens:
+        problems.append(
+            f"positions: {model.max_context_tokens:,}, expected {facts.max_context_tokens:,}"
+        )
+    if problems:
+        raise PackageError(
+            f"{MODEL_ONNX!r} is not the decoder its manifest describes: {join_problems(problems)}.",
+            "export the package again.",
+        )
+
+
+def _record(folder: Path, kind: str, key: str = "") -> Record:
+    facts = {
+        "package_hash": package_hash(folder),
+        "onnxruntime": str(import_onnxruntime().__version__),
+        "machine": platform.machine(),
+    }
+    return Record(kind, folder, facts, read_stamps(folder, _FILES), key)
+
+
+def try_once(folder: Path) -> None:
+    """Try the model in a process of its own, unless this version of the engine did before.
+
+    Raises:
+        PackageError: The process died, or the engine refused the model.
+
+    State:
+        A trial that ended well is remembered in the user's cache folder.
+    """
+    cache_dir = read_environment().cache_dir
+    record = _record(folder, _TRIALS)
+    if is_recorded(record, cache_dir):
+        return
+    _LOGGER.info("Trying the model in a process of its own; this happens once per package")
+    started_s = time.monotonic()
+    try_in_child(folder, timeout_s=_TRIAL_TIMEOUT_S)
+    _LOGGER.info("Tried it in %.1f s", time.monotonic() - started_s)
+    write_record(record, cache_dir)
+
+
+def _compare_ways(backend: Backend, prompt_ids: Sequence[int]) -> float:
+    """Return how far reading a prompt at once is from reading it token by token.
+
+    Two kernels do the two. The figure is a share of the distance from the largest logit to their
+    mean.
+
+    State:
+        The cache is empty afterwards.
+    """
+    at_once = backend.forward(prompt_ids)
+    backend.reset()
+    stepped = [backend.forward([token_id]) for token_id in prompt_ids][-1]
+    backend.reset()
+    spread = float(at_once.max() - at_once.mean())
+    return float(np.abs(at_once - stepped).max()) / spread if spread else 0.0
+
+
+def _check_answers(backend: Backend, folder: Path, manifest: Manifest, provider: Provider) -> None:
+    """Refuse a provider that answers otherwise than the package did when it was sealed.
+
+    Kernels of GPUs and NPUs exist in many versions, and one that is wrong says nothing.
+
+    Raises:
+        ParityError: Another of the first golden tokens.
+    """
+    cache_dir = read_environment().cache_dir
+    record = _record(folder, _ANSWERS, provider.name)
+    if is_recorded(record, cache_dir):
+        return
+    golden = manifest.golden
+    expected = golden.token_ids[:_NUM_CHECKED_TOKENS]
+    difference = _compare_ways(backend, golden.prompt_ids)
+    found = follow_tokens(backend, golden.prompt_ids, expected, GOLDEN_TOLERANCES["onnx"])
+    backend.reset()
+    problem = None
+    if found != expected:
+        problem = f"it answers with tokens {found}, expected {expected}"
+    elif difference > _MAX_DIFFERENCE:
+        problem = (
+            f"logits differ by {difference:.1%} of their range between reading it at once and "
+            f"token by token, expected {_MAX_DIFFERENCE:.0%} at most"
+        )
+    if problem is not None:
+        raise ParityError(
+            f"{provider.name} computes wrongly here: to the package's own test prompt {problem}.",
+            "run with --device CPU, or update the driver and the provider.",
+            provider=provider.name,
+            found=found,
+            expected=expected,
+            difference=difference,
+        )
+    write_record(record, cache_dir)
