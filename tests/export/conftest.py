@@ -3,7 +3,7 @@
 import json
 import shutil
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,12 @@ import pytest
 
 import qwen_edge.export
 from qwen_edge.export.array_weights import make_random_arrays
-from qwen_edge.export.decoder import read_spec
+from qwen_edge.export.checkpoint import open_checkpoint
+from qwen_edge.export.compress import Compressor
+from qwen_edge.export.decoder import DecoderSpec, read_spec
+from qwen_edge.export.weight_store import WeightStore
+from qwen_edge.profiles.recipe import load_recipe
+from qwen_edge.runtime.providers import import_onnxruntime
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
 
 DEMO = Path(qwen_edge.export.__file__).parent / "demo"
@@ -22,6 +27,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 TensorWriter = Callable[[Path, Mapping[str, tuple[str, npt.NDArray[Any]]]], None]
 CheckpointMaker = Callable[..., Path]
 """(folder, model_type="qwen3", dtype="BF16", shards=1, change=None, extra=None, **config)"""
+StoreMaker = Callable[[Path, Path, str], tuple[DecoderSpec, WeightStore]]
+"""(spool file to create, checkpoint, recipe)"""
 
 
 def _stored(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
@@ -140,3 +147,88 @@ def tiny_checkpoint(tmp_path: Path, make_checkpoint: CheckpointMaker) -> Path:
 def demo_tokenizer() -> TextTokenizer:
     """Return the demo model's tokenizer; tests must not change it."""
     return TextTokenizer.load(DEMO / "tokenizer.json")
+
+
+@pytest.fixture(scope="session")
+def compress_checkpoint() -> StoreMaker:
+    """Return a maker of frozen weight stores; who asks for one closes it."""
+
+    def make(path: Path, checkpoint: Path, recipe: str) -> tuple[DecoderSpec, WeightStore]:
+        spec = read_spec(json.loads((checkpoint / "config.json").read_bytes()))
+        store = WeightStore(path)
+        opened = open_checkpoint(checkpoint)
+        compressor = Compressor(opened, spec, load_recipe(recipe), store)
+        compressor.compress_embeddings()
+        for layer_index in range(spec.num_layers):
+            compressor.compress_layer(layer_index)
+        opened.close()
+        store.freeze()
+        return spec, store
+
+    return make
+
+
+class OnnxRun:
+    """One sequence in a bare ONNX Runtime loop on the CPU, without anything of the runtime's.
+
+    The cache goes in and comes out as arrays. Both forms run in float32 by default, whatever
+    the file says of accuracy: the fast one by its attribute, the portable one by a session
+    option. `entries` are further session options.
+    """
+
+    def __init__(self, folder: Path, accuracy_level: int = 1, **entries: str) -> None:
+        import onnx
+
+        engine = import_onnxruntime()
+        model = onnx.load(folder / "model.onnx", load_external_data=False)
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "accuracy_level":
+                    attribute.i = accuracy_level
+        options = engine.SessionOptions()
+        options.intra_op_num_threads = 1
+        entries = {
+            "session.model_external_initializers_file_folder_path": str(folder),
+            "session.qdq_matmulnbits_accuracy_level": str(accuracy_level),
+            **entries,
+        }
+        for key, value in entries.items():
+            options.add_session_config_entry(key, value)
+        self.session = engine.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        self._outputs = [output.name for output in self.session.get_outputs()]
+        self.reset()
+
+    def reset(self, mask: Iterable[int] = ()) -> None:
+        """Forget all tokens; `mask` begins with what is given, over a cache full of noise."""
+        self.mask = list(mask)
+        random = np.random.RandomState(7)
+        shapes = {
+            value.name: (1, value.shape[1], len(self.mask), value.shape[3])
+            for value in self.session.get_inputs()
+            if value.name.startswith("past_key_values.")
+        }
+        self._cache = {
+            name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
+        }
+
+    def forward(self, token_ids: Iterable[int]) -> npt.NDArray[np.float32]:
+        """Read tokens; returns the last one's logits, float32 [vocab]."""
+        ids = np.array([list(token_ids)], np.int64)
+        self.mask += [1] * ids.size
+        inputs = {"input_ids": ids, "attention_mask": np.array([self.mask], np.int64)}
+        values = self.session.run(None, inputs | self._cache)
+        found = dict(zip(self._outputs, values, strict=True))
+        self._cache = {
+            name: found[name.replace("past_key_values", "present")] for name in self._cache
+        }
+        logits: npt.NDArray[np.float32] = found["logits"]
+        assert logits.shape[:2] == (1, 1)
+        return logits[0, 0]
+
+
+@pytest.fixture(scope="session")
+def open_onnx() -> type[OnnxRun]:
+    """Return what opens the ONNX model in a folder."""
+    return OnnxRun

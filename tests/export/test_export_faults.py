@@ -215,7 +215,7 @@ STEPS = (
     "front_end.check_tensors",
     "front_end.Compressor",
     "front_end.WeightStore.freeze",
-    "front_end.write_openvino_model",
+    "openvino_files.build_decoder",
     "pipeline.write_tokenizer_files",
     "pipeline.shutil.copyfile",
     "pipeline.measure_golden_tokens",
@@ -343,7 +343,7 @@ def test_a_full_disk(small_disk: Path, sealed: Place, monkeypatch: pytest.Monkey
 def test_a_model_that_answers_with_nan_replaces_nothing(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def answer(*args: object) -> None:
+    def answer(*args: object, **options: object) -> None:
         raise ParityError("The logits are not finite.")
 
     monkeypatch.setattr("qwen_edge.export.golden.answer_greedily", answer)

@@ -17,7 +17,12 @@ from qwen_edge.errors import (
     UnsupportedArchitectureError,
 )
 from qwen_edge.export import ExportRequest, export, optimum_frontend, prepare_export
-from qwen_edge.export.front_end import OptimumFrontEnd, open_front_end, read_native_spec
+from qwen_edge.export.front_end import (
+    ModelFormats,
+    OptimumFrontEnd,
+    open_front_end,
+    read_native_spec,
+)
 from qwen_edge.export.optimum_frontend import (
     count_bits,
     export_with_optimum,
@@ -26,6 +31,7 @@ from qwen_edge.export.optimum_frontend import (
 )
 from qwen_edge.export.package_facts import device_settings
 from qwen_edge.profiles import load_profile, load_recipe
+from qwen_edge.runtime.manifest import OnnxFacts
 
 OTHER = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}
 HAS_OPTIMUM = importlib.util.find_spec("optimum") is not None
@@ -195,8 +201,20 @@ def test_buffers_that_are_no_weights_are_passed_over(
     )
     config = json.loads((folder / "config.json").read_bytes()) | OTHER
     front_end = open_front_end(folder, config, load_recipe("int4"))
-    front_end.write_model(tmp_path, (), lambda step, done, total: None)
+    front_end.write_model(tmp_path, ModelFormats((), None), lambda step, done, total: None)
     assert len(exported) == 1
+
+
+def test_optimum_writes_no_onnx(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qwen_edge.export.front_end.check_optimum", lambda refusal: None)
+    folder = make_checkpoint(tmp_path / "other")
+    config = json.loads((folder / "config.json").read_bytes()) | OTHER
+    front_end = open_front_end(folder, config, load_recipe("int4"))
+    onnx = OnnxFacts(21, False, 512, 512, 4)
+    with pytest.raises(UnsupportedArchitectureError, match="optimum-intel writes OpenVINO only"):
+        front_end.write_model(tmp_path, ModelFormats(None, onnx), lambda *args: None)
 
 
 @pytest.mark.skipif(not HAS_OPTIMUM, reason="optimum-intel is not installed (extra 'optimum')")

@@ -25,7 +25,7 @@ def front_matter(text: str) -> dict[str, object]:
 
 
 def test_the_demo(manifest: Manifest, demo_package: Path) -> None:
-    text = write_model_card(manifest)
+    text = write_model_card(manifest, ("openvino",))
     assert text == (demo_package / "README.md").read_text(encoding="utf-8")
     assert front_matter(text) == {
         "license": "apache-2.0",
@@ -46,7 +46,7 @@ def test_a_hub_model_names_its_ancestor(manifest: Manifest) -> None:
         license="other",
         license_link="https://example.org/L",
     )
-    text = write_model_card(replace(manifest, source=source))
+    text = write_model_card(replace(manifest, source=source), ("openvino",))
     found = front_matter(text)
     assert found["base_model"] == "Qwen/Qwen3-4B"
     assert found["base_model_relation"] == "quantized"
@@ -56,7 +56,7 @@ def test_a_hub_model_names_its_ancestor(manifest: Manifest) -> None:
 
 def test_nothing_a_stranger_wrote_breaks_out(manifest: Manifest) -> None:
     source = replace(manifest.source, id=NASTY, license=NASTY, base_model=NASTY, license_link=NASTY)
-    text = write_model_card(replace(manifest, source=source))
+    text = write_model_card(replace(manifest, source=source), ("openvino",))
     found = front_matter(text)
     assert set(found) == {
         "license",
@@ -74,7 +74,7 @@ def test_nothing_a_stranger_wrote_breaks_out(manifest: Manifest) -> None:
 def test_fallbacks_are_listed(manifest: Manifest) -> None:
     entries = (GroupSizeFallback("a.weight", 192, 64), GroupSizeFallback("b.weight", 80, -1))
     weights = replace(manifest.weights, group_size_fallbacks=entries)
-    text = write_model_card(replace(manifest, weights=weights))
+    text = write_model_card(replace(manifest, weights=weights), ("openvino",))
     assert "- `a.weight`, 192 wide: group 64" in text
     assert "- `b.weight`, 80 wide: group one per row" in text
 
@@ -95,4 +95,4 @@ def test_kinds_of_weights(weights: str, symmetric: bool, expected: str, manifest
         group_size=-1,
         awq=False,
     )
-    assert expected in write_model_card(replace(manifest, recipe=recipe))
+    assert expected in write_model_card(replace(manifest, recipe=recipe), ("openvino",))

@@ -3,10 +3,7 @@
 from pathlib import Path
 from xml.etree import ElementTree
 
-import pytest
-
-from qwen_edge.errors import ResourceError
-from qwen_edge.export.openvino_files import raise_for_full_disk, runtime_options
+from qwen_edge.export.openvino_files import runtime_options
 from qwen_edge.export.package_facts import device_settings
 from qwen_edge.profiles.profile import load_profile
 
@@ -31,15 +28,3 @@ def test_the_settings_stand_in_the_xml(demo_package: Path) -> None:
     tree = ElementTree.parse(demo_package / "openvino_model.xml")
     found = {e.tag: e.get("value") for e in tree.getroot().findall("rt_info/runtime_options/*")}
     assert found == options("core-ultra")
-
-
-def test_a_full_disk_is_told_from_other_errors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    raise_for_full_disk(tmp_path, RuntimeError("a shape does not fit"))
-    with pytest.raises(ResourceError, match=r"filled up"):
-        raise_for_full_disk(tmp_path, RuntimeError("basic_ios::clear: iostream error"))
-    usage = type("Usage", (), {"free": 1_000})
-    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    with pytest.raises(ResourceError, match=r"1\.0 kB are free"):
-        raise_for_full_disk(tmp_path, RuntimeError("something"))

@@ -220,4 +220,7 @@ def test_a_folder_with_a_name_that_is_no_text(tmp_path: Path) -> None:
 
 
 def test_tools_are_named() -> None:
-    assert set(facts.tool_versions()) == {"qwen-edge", "openvino", "openvino-tokenizers"}
+    openvino = {"qwen-edge", "openvino", "openvino-tokenizers"}
+    assert set(facts.tool_versions(["openvino"])) == openvino
+    assert set(facts.tool_versions(["onnx"])) == {"qwen-edge", "onnx-ir", "onnxruntime"}
+    assert set(facts.tool_versions(["openvino", "onnx"])) == openvino | {"onnx-ir", "onnxruntime"}

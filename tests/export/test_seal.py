@@ -11,7 +11,7 @@ import pytest
 
 from qwen_edge.errors import OutputFolderError, ResourceError
 from qwen_edge.export import seal
-from qwen_edge.export.seal import check_disk, check_target, publish, stage
+from qwen_edge.export.seal import check_disk, check_target, publish, raise_for_full_disk, stage
 
 FORMAT = {"format": "qwen-edge-package", "format_version": 1}
 
@@ -391,3 +391,15 @@ def test_the_earlier_package_is_named_even_when_its_name_is_no_text(tmp_path: Pa
     assert len(caught.value.problem) < 400
     with pytest.raises(OutputFolderError, match=r"also holds 'model.bin'"):
         check_target(target, force=True)
+
+
+def test_a_full_disk_is_told_from_other_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raise_for_full_disk(tmp_path, RuntimeError("a shape does not fit"))
+    with pytest.raises(ResourceError, match=r"filled up"):
+        raise_for_full_disk(tmp_path, RuntimeError("basic_ios::clear: iostream error"))
+    usage = type("Usage", (), {"free": 1_000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(ResourceError, match=r"1\.0 kB are free"):
+        raise_for_full_disk(tmp_path, RuntimeError("something"))

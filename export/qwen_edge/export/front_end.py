@@ -1,4 +1,4 @@
-"""The two ways from a checkpoint to openvino_model.xml and .bin.
+"""The two ways from a checkpoint to the files of a model.
 
 `NativeFrontEnd` builds the graph itself and compresses layer by layer: no torch, bounded
 memory. `OptimumFrontEnd` hands an architecture that has no native graph to optimum-intel.
@@ -6,6 +6,7 @@ The pipeline treats both alike. Read `compress.py` and `optimum_frontend.py` for
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,6 @@ from qwen_edge.export.checkpoint import (
 )
 from qwen_edge.export.compress import Compressor, TensorReport
 from qwen_edge.export.decoder import DecoderSpec, read_spec
-from qwen_edge.export.openvino_files import write_openvino_model
 from qwen_edge.export.optimum_frontend import (
     check_optimum,
     count_bits,
@@ -29,12 +29,26 @@ from qwen_edge.export.optimum_frontend import (
 from qwen_edge.export.weight_store import WeightStore
 from qwen_edge.profiles.recipe import Recipe
 from qwen_edge.runtime.manifest import (
-    MODEL_BIN,
     MODEL_XML,
     DeviceSettings,
     ModelFacts,
+    OnnxFacts,
     WeightsFacts,
 )
+
+
+@dataclass(frozen=True)
+class ModelFormats:
+    """What is to be written.
+
+    Args:
+        devices: OpenVINO's devices and their settings; None to write no IR.
+        onnx: The ONNX form; None to write none.
+    """
+
+    devices: tuple[DeviceSettings, ...] | None
+    onnx: OnnxFacts | None
+
 
 Progress = Callable[[str, int, int], None]
 """Called with (step, done, total); units are the step's own. Equal done and total end it."""
@@ -51,9 +65,9 @@ class FrontEnd(Protocol):
         ...
 
     def write_model(
-        self, folder: Path, devices: tuple[DeviceSettings, ...], report: Progress
+        self, folder: Path, formats: ModelFormats, report: Progress
     ) -> tuple[TensorReport, ...]:
-        """Write the two files of the model; return what became of every matrix, if known."""
+        """Write the two files of each format; return what became of every matrix, if known."""
         ...
 
     def describe_weights(self, folder: Path, reports: tuple[TensorReport, ...]) -> WeightsFacts:
@@ -120,9 +134,9 @@ class NativeFrontEnd:
         self.model = facts.model_facts(spec, spec.max_position_embeddings)
 
     def write_model(
-        self, folder: Path, devices: tuple[DeviceSettings, ...], report: Progress
+        self, folder: Path, formats: ModelFormats, report: Progress
     ) -> tuple[TensorReport, ...]:
-        """Write the two files of the model and return what became of every matrix."""
+        """Write the two files of each format and return what became of every matrix."""
         total = self._spec.num_layers + 1
         with WeightStore(folder / SPOOL_NAME) as store:
             compressor = Compressor(self._checkpoint, self._spec, self._recipe, store)
@@ -134,13 +148,31 @@ class NativeFrontEnd:
             report("compress weights", total, total)
             store.freeze()
             report("write model", 0, 1)
-            write_openvino_model(self._spec, store, folder, devices)
+            if formats.devices is not None:
+                # Not at the top: where only ONNX is written, OpenVINO need not be installed.
+                from qwen_edge.export.openvino_files import write_openvino_model
+
+                write_openvino_model(self._spec, store, folder, formats.devices)
+            if formats.onnx is not None:
+                self._write_onnx(store, folder, formats.onnx)
             report("write model", 1, 1)
         return tuple(compressor.reports)
 
+    def _write_onnx(self, store: WeightStore, folder: Path, onnx: OnnxFacts) -> None:
+        # Its libraries take a second to import, and only exports of ONNX need them.
+        from qwen_edge.export.onnx_files import write_onnx_model
+
+        write_onnx_model(
+            self._spec,
+            store,
+            folder,
+            max_context_tokens=onnx.max_context_tokens,
+            is_portable=onnx.is_portable,
+        )
+
     def describe_weights(self, folder: Path, reports: tuple[TensorReport, ...]) -> WeightsFacts:
         """Return what compression did to the model that was written."""
-        return facts.weights_facts(reports, (folder / MODEL_BIN).stat().st_size)
+        return facts.weights_facts(reports, facts.weights_bytes(folder))
 
     def close(self) -> None:
         """Let go of the checkpoint's files."""
@@ -168,10 +200,21 @@ class OptimumFrontEnd:
         self.model = generic_model_facts(config, num_parameters)
 
     def write_model(
-        self, folder: Path, devices: tuple[DeviceSettings, ...], report: Progress
+        self, folder: Path, formats: ModelFormats, report: Progress
     ) -> tuple[TensorReport, ...]:
-        """Write the two files of the model; optimum-intel reports on no single matrix."""
-        del devices  # its models carry optimum-intel's own runtime options
+        """Write the IR; optimum-intel reports on no single matrix.
+
+        Raises:
+            UnsupportedArchitectureError: An ONNX form is asked for, which needs a native graph.
+        """
+        # The devices' settings are not used: its models carry optimum-intel's own.
+        if formats.onnx is not None:
+            raise UnsupportedArchitectureError(
+                f"{self.model.architecture} has no native graph, which the ONNX form is written "
+                "from; optimum-intel writes OpenVINO only.",
+                "export it with --format openvino",
+                field="model_type",
+            )
         report("run optimum-intel", 0, 1)
         for name, entry in self._checkpoint.entries.items():
             if entry.dtype in FLOAT_DTYPES:  # others hold masks and positions
@@ -185,7 +228,7 @@ class OptimumFrontEnd:
         del reports
         return WeightsFacts(
             num_tensors=len(self._checkpoint.entries),
-            weights_bytes=(folder / MODEL_BIN).stat().st_size,
+            weights_bytes=facts.weights_bytes(folder),
             bits=count_bits(folder / MODEL_XML),
             group_size_fallbacks=(),
             relative_rms_error=None,

@@ -6,32 +6,35 @@ host or path, so that equal exports are equal bytes.
 """
 
 import json
+from collections.abc import Sequence
 
-from qwen_edge.runtime.manifest import Manifest
+from qwen_edge.runtime.manifest import FORMAT_ENGINES, FormatName, Manifest
 
 FILE_NAME = "README.md"
+_LIBRARIES = {"openvino": "openvino", "onnx": "onnx"}
 
 
-def write_model_card(manifest: Manifest) -> str:
+def write_model_card(manifest: Manifest, formats: Sequence[FormatName]) -> str:
     """Return the text of the package's README.md.
 
     Args:
-        manifest: All facts but `files`, which is not read.
+        manifest: All facts but `files`, which is not read: this text is one of them.
+        formats: Formats of the model in the package, the preferred one first.
     """
+    engines = " and ".join(FORMAT_ENGINES[name] for name in formats)
     return "\n".join(
         [
-            *_front_matter(manifest),
+            *_front_matter(manifest, formats[0]),
             f"# {manifest.name}",
             "",
-            f"{_cell(manifest.source.id)} as an OpenVINO model package with "
+            f"{_cell(manifest.source.id)} as a model package for {engines} with "
             f"{_describe_weights(manifest)}. Made by qwen-edge.",
             "",
             "```",
             f'qwen-edge run ./{manifest.name} "Hello!"',
             "```",
             "",
-            "It also opens in `openvino_genai.LLMPipeline`, OpenVINO Model Server and "
-            "`optimum.intel.OVModelForCausalLM`.",
+            f"It also opens in {_other_programs(manifest)}.",
             "",
             *_facts(manifest),
             "",
@@ -43,7 +46,7 @@ def write_model_card(manifest: Manifest) -> str:
     )
 
 
-def _front_matter(manifest: Manifest) -> list[str]:
+def _front_matter(manifest: Manifest, fmt: FormatName) -> list[str]:
     source = manifest.source
     lines = ["---", f"license: {_quoted(source.license)}"]
     if source.license_link:
@@ -53,7 +56,8 @@ def _front_matter(manifest: Manifest) -> list[str]:
         lines.append("base_model_relation: quantized")
     elif source.base_model:
         lines.append(f"base_model: {_quoted(source.base_model)}")
-    return [*lines, "library_name: openvino", "pipeline_tag: text-generation", "---", ""]
+    library = _LIBRARIES[fmt]
+    return [*lines, f"library_name: {library}", "pipeline_tag: text-generation", "---", ""]
 
 
 def _quoted(text: str) -> str:
@@ -71,6 +75,18 @@ def _line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
+def _other_programs(manifest: Manifest) -> str:
+    names = []
+    if manifest.devices:  # they are OpenVINO's
+        names += ["`openvino_genai.LLMPipeline`", "OpenVINO Model Server"]
+        names += ["`optimum.intel.OVModelForCausalLM`"]
+    if manifest.onnx is not None:
+        names.append("`onnxruntime_genai.Model`")
+    if manifest.onnx is not None and manifest.onnx.is_portable:
+        names.append("any program that runs standard ONNX (the cache is an input and an output)")
+    return ", ".join(names[:-1]) + (" and " if names[:-1] else "") + names[-1]
+
+
 def _describe_weights(manifest: Manifest) -> str:
     recipe = manifest.recipe
     if recipe.weights == "fp16":
@@ -84,7 +100,7 @@ def _describe_weights(manifest: Manifest) -> str:
 def _facts(manifest: Manifest) -> list[str]:
     model, source = manifest.model, manifest.source
     revision = f", commit {source.revision}" if source.revision else ""
-    devices = ", ".join(entry.device for entry in manifest.devices)
+    devices = ", ".join(entry.device for entry in manifest.devices) or "ONNX Runtime"
     return [
         "| | |",
         "| --- | --- |",

@@ -3,13 +3,11 @@
 Deterministic: the same specification and weights give the same two files, byte for byte.
 """
 
-import errno
-import shutil
 from pathlib import Path
 
 from qwen_edge.export.decoder import DecoderSpec
 from qwen_edge.export.openvino_graph import build_decoder
-from qwen_edge.export.seal import disk_full
+from qwen_edge.export.seal import raise_for_full_disk
 from qwen_edge.export.weight_store import WeightStore
 from qwen_edge.runtime.engine import import_openvino
 from qwen_edge.runtime.manifest import MODEL_XML, DeviceSettings
@@ -27,7 +25,6 @@ _CPU_OPTIONS = frozenset(
     }
 )
 _GPU_OPTIONS = frozenset({"ACTIVATIONS_SCALE_FACTOR"})
-_SMALL_DISK_BYTES = 64_000_000  # OpenVINO's error names no cause; less than this free is one
 
 
 def write_openvino_model(
@@ -79,10 +76,3 @@ def runtime_options(devices: tuple[DeviceSettings, ...]) -> dict[str, str]:
             if is_for_cpu or (entry.device == "GPU" and key in _GPU_OPTIONS):
                 options[key] = str(value)
     return dict(sorted(options.items()))
-
-
-def raise_for_full_disk(folder: Path, cause: Exception) -> None:
-    """Raise ResourceError when an engine's write error was a full disk; else return."""
-    is_small = shutil.disk_usage(folder).free < _SMALL_DISK_BYTES
-    if is_small or "iostream" in str(cause) or f"[Errno {errno.ENOSPC}]" in str(cause):
-        raise disk_full(folder) from cause

@@ -20,12 +20,15 @@ from qwen_edge.profiles.profile import Profile
 from qwen_edge.profiles.recipe import Recipe
 from qwen_edge.runtime.chat import ChatTemplate
 from qwen_edge.runtime.manifest import (
+    FORMAT_FILES,
+    ONNX_OPSET,
     ChatFacts,
     DeviceSettings,
     FileFacts,
     GenerationFacts,
     GroupSizeFallback,
     ModelFacts,
+    OnnxFacts,
     PropertyValue,
     RecipeFacts,
     SourceFacts,
@@ -41,7 +44,7 @@ _OPEN_THINK, _CLOSE_THINK = "<think>", "</think>"
 _LEAST_TOP_P = 1e-6  # none at all would keep no token
 _MAX_TOP_K = 2**31 - 1  # as `SamplingParams`; beyond the vocabulary it keeps every token
 _BITS = {"fp16": "16", "int8": "8", "int4": "4"}
-_TOOLS = ("qwen-edge", "openvino", "openvino-tokenizers")
+_TOOLS = {"openvino": ("openvino", "openvino-tokenizers"), "onnx": ("onnx-ir", "onnxruntime")}
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -128,7 +131,7 @@ def weights_facts(reports: Sequence[TensorReport], weights_bytes: int) -> Weight
 
     Args:
         reports: One per matrix.
-        weights_bytes: Size of openvino_model.bin.
+        weights_bytes: What `weights_bytes` returns for the folder.
     """
     bits: dict[str, int] = {}
     for report in reports:
@@ -147,6 +150,30 @@ def weights_facts(reports: Sequence[TensorReport], weights_bytes: int) -> Weight
             if report.is_fallback
         ),
         relative_rms_error=round(power**0.5, 6),
+    )
+
+
+def weights_bytes(folder: Path) -> int:
+    """Return the size of the weights in the format that is preferred: the IR's, if there is one."""
+    names = (FORMAT_FILES[name][1] for name in ("openvino", "onnx"))
+    return next((folder / name).stat().st_size for name in names if (folder / name).exists())
+
+
+def onnx_facts(profile: Profile, max_context_tokens: int, *, is_portable: bool) -> OnnxFacts:
+    """Return how the ONNX form is to be written and run.
+
+    Args:
+        profile: The profile.
+        max_context_tokens: No more context than this: what model and request allow.
+        is_portable: Standard operators only.
+    """
+    settings = profile.onnx
+    return OnnxFacts(
+        opset=ONNX_OPSET,
+        is_portable=is_portable,
+        max_context_tokens=min(settings.max_context_tokens, max_context_tokens),
+        prefill_chunk_tokens=settings.prefill_chunk_tokens,
+        accuracy_level=settings.accuracy_level,
     )
 
 
@@ -322,6 +349,7 @@ def _render_both(template_text: str, tokenizer: TextTokenizer) -> tuple[str, str
         ) from exc
 
 
-def tool_versions() -> dict[str, str]:
-    """Return the versions of what made the package."""
-    return {name: importlib.metadata.version(name) for name in _TOOLS}
+def tool_versions(formats: Sequence[str]) -> dict[str, str]:
+    """Return the versions of what made the package, in these formats."""
+    names = ("qwen-edge", *(name for key in formats for name in _TOOLS[key]))
+    return {name: importlib.metadata.version(name) for name in names}

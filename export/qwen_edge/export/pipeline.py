@@ -17,14 +17,20 @@ from qwen_edge.errors import CheckpointError
 from qwen_edge.export import package_facts as facts
 from qwen_edge.export.compress import TensorReport
 from qwen_edge.export.decoder import DecoderSpec
-from qwen_edge.export.front_end import FrontEnd, Progress, open_front_end, read_native_spec
-from qwen_edge.export.golden import measure_golden_tokens
+from qwen_edge.export.front_end import (
+    FrontEnd,
+    ModelFormats,
+    Progress,
+    open_front_end,
+    read_native_spec,
+)
+from qwen_edge.export.genai_config import build_genai_config, write_genai_config
+from qwen_edge.export.golden import check_golden_tokens, measure_golden_tokens
 from qwen_edge.export.model_card import FILE_NAME as CARD_NAME
 from qwen_edge.export.model_card import write_model_card
-from qwen_edge.export.openvino_files import raise_for_full_disk
 from qwen_edge.export.plan import ExportPlan, check_plan, plan_export
 from qwen_edge.export.request import ExportRequest, ResolvedRequest, resolve_request
-from qwen_edge.export.seal import Staging, check_target, publish, stage
+from qwen_edge.export.seal import Staging, check_target, publish, raise_for_full_disk, stage
 from qwen_edge.export.source import FetchedSource, ResolvedSource, fetch_source, resolve_source
 from qwen_edge.export.tokenizer_files import write_tokenizer_files
 from qwen_edge.runtime.manifest import (
@@ -34,7 +40,9 @@ from qwen_edge.runtime.manifest import (
     DeviceSettings,
     FileFacts,
     GenerationFacts,
+    GoldenTokens,
     Manifest,
+    OnnxFacts,
     ProfileFacts,
 )
 from qwen_edge.runtime.package import hash_file, write_manifest
@@ -175,9 +183,12 @@ class _Work:
             text = text_done.result()
             self.report("convert tokenizer", 1, 1)
         self._copy_small_files()
+        if (onnx := self._onnx) is not None:
+            self._write_genai_config(onnx, text)
         manifest = self._describe(reports, text)
         # Bytes: text files get other line ends on Windows, and then another hash.
-        (folder / CARD_NAME).write_bytes(write_model_card(manifest).encode("utf-8"))
+        card = write_model_card(manifest, self.resolved.formats)
+        (folder / CARD_NAME).write_bytes(card.encode("utf-8"))
         names = sorted(path.name for path in folder.iterdir())
         files: dict[str, FileFacts] = {}
         for done, name in enumerate(names):
@@ -194,13 +205,17 @@ class _Work:
                 text_done.result()  # its refusal need not wait for the last layer
             self.report(step, done, total)
 
-        return self.front_end.write_model(self.staging.folder, self._devices, report)
+        formats = ModelFormats(self._devices or None, self._onnx)
+        return self.front_end.write_model(self.staging.folder, formats, report)
 
     def _write_text(self) -> "_Text":
         folder = self.staging.folder
         try:
             done = write_tokenizer_files(
-                self.source.folder, folder, vocab_size=self.front_end.model.vocab_size
+                self.source.folder,
+                folder,
+                vocab_size=self.front_end.model.vocab_size,
+                for_openvino="openvino" in self.resolved.formats,
             )
         except RuntimeError as exc:
             raise_for_full_disk(folder, exc)
@@ -224,27 +239,45 @@ class _Work:
         text = json.dumps(self.config, indent=2, sort_keys=True) + "\n"
         (self.staging.folder / "config.json").write_bytes(text.encode("ascii"))
 
+    def _write_genai_config(self, onnx: OnnxFacts, text: "_Text") -> None:
+        given = self.source.folder / "generation_config.json"
+        configs = [facts.read_json_object(given)] if given.is_file() else []
+        content = build_genai_config(
+            self.front_end.model, onnx, self.generation, text.tokenizer, [*configs, self.config]
+        )
+        write_genai_config(self.staging.folder, content)
+
+    @property
+    def _context_limit(self) -> int:
+        """Return the context that model and request allow at most."""
+        asked = self.resolved.request.max_context_tokens
+        limit = self.front_end.model.max_context_tokens
+        return limit if asked is None else min(asked, limit)
+
     @property
     def _devices(self) -> tuple[DeviceSettings, ...]:
-        """Return the profile's devices, none with more context than model and request allow."""
-        asked = self.resolved.request.max_context_tokens
-        model = self.front_end.model
-        limit = model.max_context_tokens
-        limit = limit if asked is None else min(asked, limit)
-        return facts.device_settings(self.resolved.profile, limit, model.num_layers)
+        """Return the profile's devices where the IR is written, fitted to the model."""
+        if "openvino" not in self.resolved.formats:
+            return ()
+        num_layers = self.front_end.model.num_layers
+        return facts.device_settings(self.resolved.profile, self._context_limit, num_layers)
+
+    @property
+    def _onnx(self) -> OnnxFacts | None:
+        """Return how the ONNX form is written, where it is."""
+        if "onnx" not in self.resolved.formats:
+            return None
+        is_portable = self.resolved.request.portable
+        return facts.onnx_facts(self.resolved.profile, self._context_limit, is_portable=is_portable)
 
     def _describe(self, reports: tuple[TensorReport, ...], text: "_Text") -> Manifest:
         folder, resolved = self.staging.folder, self.resolved
-        devices = self._devices
-        self.report("try the package", 0, 1)
-        golden = measure_golden_tokens(folder, text.tokenizer, text.template, text.chat.thinking)
-        self.report("try the package", 1, 1)
+        devices, onnx = self._devices, self._onnx
+        golden = self._try(text)
+        bounds = [entry.max_context_tokens for entry in (*devices, onnx) if entry is not None]
         return Manifest(
             name=resolved.name,
-            model=replace(
-                self.front_end.model,
-                max_context_tokens=max(entry.max_context_tokens for entry in devices),
-            ),
+            model=replace(self.front_end.model, max_context_tokens=max(bounds)),
             source=facts.source_facts(self.source, self._source_files()),
             profile=ProfileFacts(resolved.profile.name, resolved.recipe.name),
             recipe=facts.recipe_facts(resolved.recipe),
@@ -253,9 +286,23 @@ class _Work:
             generation=self.generation,
             chat=text.chat,
             golden=golden,
-            tools=facts.tool_versions(),
+            tools=facts.tool_versions(resolved.formats),
             files={},
+            onnx=onnx,
         )
+
+    def _try(self, text: "_Text") -> GoldenTokens:
+        """Run the package in every format it has; all must give the same tokens."""
+        formats = self.resolved.formats
+        self.report("try the package", 0, len(formats))
+        golden = measure_golden_tokens(
+            self.staging.folder, text.tokenizer, text.template, text.chat.thinking, formats[0]
+        )
+        self.report("try the package", 1, len(formats))
+        for done, name in enumerate(formats[1:], 2):
+            check_golden_tokens(self.staging.folder, golden, name)
+            self.report("try the package", done, len(formats))
+        return golden
 
     def _source_files(self) -> dict[str, FileFacts]:
         files = {}

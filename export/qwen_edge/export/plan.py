@@ -5,26 +5,29 @@ prints the same figures, so that they can be checked. It knows sizes, not tensor
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from qwen_edge.errors import ResourceError, format_bytes
 from qwen_edge.export.decoder import DecoderSpec
+from qwen_edge.export.package_facts import onnx_facts
 from qwen_edge.export.request import ResolvedRequest
 from qwen_edge.export.seal import check_disk
 from qwen_edge.export.source import ResolvedSource
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.profiles.recipe import Recipe
+from qwen_edge.runtime.manifest import FormatName, OnnxFacts
 
 # Qwen3's tokenizer.json has 11.4 MB; with its OpenVINO forms 19.2 MB. Two graphs and the small
 # files of a package have 80 kB besides.
-_PER_TOKENIZER_BYTE = 1.7
+_PER_TOKENIZER_BYTE, _PER_TOKENIZER_BYTE_ONNX = 1.7, 1.0
 _PER_VOCABULARY_BYTE = 4.5  # of vocab.json and merges.txt, where tokenizer.json is made of them
-_SMALL_FILES_BYTES = 80_000
-# The model's graph as XML: 96 kB a layer quantised, 72 kB in fp16.
-_XML_BYTES, _XML_BYTES_PER_LAYER = 14_000, 94_000
+_SMALL_FILES_BYTES, _SMALL_FILES_BYTES_ONNX = 80_000, 25_000
+# The model's graph, and what a layer adds: as XML 96 kB quantised and 72 kB in fp16; as ONNX 9 to
+# 13 kB, the names of its values mostly.
+_GRAPH_BYTES = {"openvino": (14_000, 94_000), "onnx": (6_000, 12_000)}
 _FIXED_SECONDS = 8.0  # imports, tokenizer conversion, small files
 _CORE_SECONDS_PER_BILLION = 8.0  # reading, quantising, packing a billion weights, on one core
 _RUN_SECONDS_PER_GB = 6.0  # loading the package once and running its golden tokens
@@ -44,6 +47,7 @@ _OPTIMUM_SECONDS, _OPTIMUM_SECONDS_PER_GB = 25.0, 10.0
 _OPTIMUM_MEMORY, _OPTIMUM_FIXED_BYTES = 1.25, 1_000_000_000
 _OPTIMUM_DISK = 2.5
 _GUESSED_LAYERS = 36
+_ROW_BLOCK = 128  # into which a row with one scale is cut for ONNX (onnx_weights.py)
 _EMBEDDING_SHARE = 0.25  # of the parameters, where config.json is not here yet: a safe guess
 
 
@@ -87,32 +91,32 @@ def plan_export(
     source_bytes = sum(n for name, n in sizes.items() if name.endswith(".safetensors"))
     if spec is None:
         num_parameters = source_bytes // 2  # published checkpoints are bfloat16
-        weights_bytes = _guess_weights_bytes(resolved.recipe, num_parameters)
-        num_layers = _GUESSED_LAYERS
+        spool_bytes = _guess_weights_bytes(resolved.recipe, num_parameters)
     else:
-        num_parameters, num_layers = spec.num_parameters, spec.num_layers
-        weights_bytes = packed_bytes(resolved.recipe, spec)
+        num_parameters = spec.num_parameters
+        spool_bytes = packed_bytes(resolved.recipe, spec)
     tokenizer_bytes = _tokenizer_bytes(sizes)
-    package_bytes = (
-        weights_bytes
-        + int(_PER_TOKENIZER_BYTE * tokenizer_bytes)
-        + _SMALL_FILES_BYTES
-        + _XML_BYTES
-        + _XML_BYTES_PER_LAYER * num_layers
+    weights_bytes = {
+        name: _weights_bytes(resolved, name, spec, spool_bytes) for name in resolved.formats
+    }
+    num_layers = _GUESSED_LAYERS if spec is None else spec.num_layers
+    package_bytes = sum(weights_bytes.values()) + _files_bytes(
+        resolved.formats, tokenizer_bytes, num_layers
     )
     cores = os.cpu_count() or 1
+    written_bytes = spool_bytes + sum(weights_bytes.values())
     seconds = (
         _FIXED_SECONDS
         + num_parameters / 1e9 * _CORE_SECONDS_PER_BILLION / min(cores, 4)
-        + weights_bytes / 1e9 * _RUN_SECONDS_PER_GB
-        + 2 * weights_bytes / _DISK_BYTES_PER_SECOND
+        + sum(weights_bytes.values()) / 1e9 * _RUN_SECONDS_PER_GB
+        + written_bytes / _DISK_BYTES_PER_SECOND
     )
     compress_bytes = (
         _PROCESS_BYTES
         + min(_BLOCKS_BYTES, 4 * source_bytes)
         + _MEMORY_PER_TOKENIZER_BYTE * tokenizer_bytes
     )
-    disk_bytes = package_bytes + weights_bytes
+    disk_bytes = package_bytes + spool_bytes
     if not is_native:
         seconds += _OPTIMUM_SECONDS + _OPTIMUM_SECONDS_PER_GB * source_bytes / 1e9
         compress_bytes = int(_OPTIMUM_MEMORY * source_bytes) + _OPTIMUM_FIXED_BYTES
@@ -122,11 +126,58 @@ def plan_export(
         package_bytes=package_bytes,
         disk_bytes=disk_bytes,
         memory_bytes=max(
-            compress_bytes, _run_bytes(resolved.recipe, weights_bytes, tokenizer_bytes)
+            compress_bytes,
+            _run_bytes(resolved.recipe, max(weights_bytes.values()), tokenizer_bytes),
         ),
         seconds=seconds,
         is_exact=spec is not None,
     )
+
+
+def _files_bytes(formats: Sequence[str], tokenizer_bytes: int, num_layers: int) -> int:
+    """Return the size of all that is not weights: tokenizer, graphs, small files."""
+    has_openvino = "openvino" in formats
+    per_byte = _PER_TOKENIZER_BYTE if has_openvino else _PER_TOKENIZER_BYTE_ONNX
+    graphs = (_GRAPH_BYTES[name] for name in formats)
+    graph_bytes = sum(fixed + per_layer * num_layers for fixed, per_layer in graphs)
+    small = _SMALL_FILES_BYTES if has_openvino else _SMALL_FILES_BYTES_ONNX
+    return int(per_byte * tokenizer_bytes) + graph_bytes + small
+
+
+def _weights_bytes(
+    resolved: ResolvedRequest, name: FormatName, spec: DecoderSpec | None, spool_bytes: int
+) -> int:
+    """Return the size of one format's weights file."""
+    if name == "openvino" or spec is None:
+        return spool_bytes
+    facts = onnx_facts(
+        resolved.profile, spec.max_position_embeddings, is_portable=resolved.request.portable
+    )
+    return spool_bytes + _onnx_extra_bytes(resolved.recipe, spec, facts)
+
+
+def _onnx_extra_bytes(recipe: Recipe, spec: DecoderSpec, facts: OnnxFacts) -> int:
+    """Return by how much the ONNX form's weights are larger: what ONNX Runtime wants repeated.
+
+    Scales are float32 there, and a scale per row stands once for every block; the rotary tables
+    are part of the file.
+    """
+    extra = 0 if facts.is_portable else 4 * facts.max_context_tokens * spec.head_dim
+    matrices = [
+        (recipe.weights, *shape)
+        for index in range(spec.num_layers)
+        for shape in spec.linear_shapes(index).values()
+    ]
+    matrices.append((recipe.embedding, spec.vocab_size, spec.hidden_size))
+    if not spec.is_tied:
+        matrices.append((recipe.head, spec.vocab_size, spec.hidden_size))
+    for fmt, rows, width in matrices:
+        if fmt == "int8":
+            extra += 5 * rows * -(-width // _ROW_BLOCK)
+        elif fmt == "int4":
+            group = recipe.group_size
+            extra += 2 * rows * -(-width // (group if group > 0 else _ROW_BLOCK))
+    return extra
 
 
 def _run_bytes(recipe: Recipe, weights_bytes: int, tokenizer_bytes: int) -> int:

@@ -6,24 +6,32 @@ is read but profiles and recipes. Read `plan.py` for what the result will cost.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from qwen_edge.errors import UsageError
+from qwen_edge.errors import UsageError, did_you_mean
 from qwen_edge.profiles.choose import Choice, choose_profile
 from qwen_edge.profiles.device import MIN_CONTEXT_TOKENS
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.profiles.legality import check_recipe
+from qwen_edge.profiles.onnx_settings import FORMATS
 from qwen_edge.profiles.profile import Profile, load_profile
 from qwen_edge.profiles.recipe import Recipe, load_recipe
 from qwen_edge.runtime.environment import Environment, read_environment
+from qwen_edge.runtime.manifest import FormatName
 
 # "aux.x" is a device there as well as "aux".
 # Source: "Naming Files, Paths, and Namespaces", Microsoft Win32 documentation.
 _WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])\.")
 _MAX_MODEL_CHARACTERS = 96  # most systems allow 255 bytes; the staging folder's name is longer
 DEFAULT_MODEL = "Qwen/Qwen3-4B"
+_FORMATS_OF: Mapping[str, tuple[FormatName, ...]] = {
+    "openvino": ("openvino",),
+    "onnx": ("onnx",),
+    "both": ("openvino", "onnx"),
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,8 @@ class ExportRequest:
         model: Hub id, folder, or "demo".
         profile: Name or TOML file. Not given: the one that fits this machine.
         recipe: Name or TOML file. Not given: the profile's.
+        format: "openvino", "onnx" or "both". Not given: the profile's.
+        portable: Write the ONNX form in standard operators only.
         output: Package folder. Not given: made from model, profile and weight format, in
             the current folder.
         revision: Branch, tag or commit of a hub id. Not given: "main".
@@ -49,6 +59,8 @@ class ExportRequest:
     model: str = DEFAULT_MODEL
     profile: str | None = None
     recipe: str | None = None
+    format: str | None = None
+    portable: bool = False
     output: Path | None = None
     revision: str | None = None
     max_context_tokens: int | None = None
@@ -63,6 +75,13 @@ class ExportRequest:
                 f"{MIN_CONTEXT_TOKENS:,} or more: a prompt and an answer must fit.",
                 "leave --max-context-tokens away to use the profile's",
                 field="max_context_tokens",
+            )
+        if self.format is not None and self.format not in FORMATS:
+            hint = did_you_mean(self.format.lower(), FORMATS)
+            raise UsageError(
+                f"format is {self.format!r}, expected one of: {', '.join(FORMATS)}.{hint}",
+                "leave --format away to use the profile's",
+                field="format",
             )
         if not self.model.strip():
             raise UsageError(
@@ -80,6 +99,7 @@ class ResolvedRequest:
         request: What was given.
         profile: The profile.
         recipe: The recipe, allowed on every device of the profile.
+        formats: "openvino", "onnx" or both of them, in this order.
         output: The package folder.
         name: The package's name; the same wherever it is written, so that equal exports are
             equal bytes.
@@ -90,6 +110,7 @@ class ResolvedRequest:
     request: ExportRequest
     profile: Profile
     recipe: Recipe
+    formats: tuple[FormatName, ...]
     output: Path
     name: str
     origins: tuple[tuple[str, Choice[Any]], ...]
@@ -115,34 +136,44 @@ def resolve_request(
     profile = load_profile(profile_name.value)
     recipe_name = _choose_recipe(request, environment, profile)
     recipe = load_recipe(recipe_name.value)
-    check_recipe(recipe, profile)
-    name = package_name(request.model, profile, recipe)
+    chosen = _choose_format(request, profile)
+    formats = _FORMATS_OF[chosen.value]
+    if "openvino" in formats:  # the table is about OpenVINO's devices
+        check_recipe(recipe, profile)
+    _check_portable(request, formats)
+    name = package_name(request.model, profile, recipe, formats)
     output = _choose_output(request, name)
     known: dict[str, Choice[Any]] = {
         "profile": profile_name,
         "recipe": recipe_name,
+        "format": chosen,
         "output": output,
     }
     origins = []
     for entry in fields(ExportRequest):
         value = getattr(request, entry.name)
         origins.append((entry.name, known.get(entry.name) or _origin(entry.name, value)))
-    return ResolvedRequest(request, profile, recipe, output.value, name, tuple(origins))
+    return ResolvedRequest(request, profile, recipe, formats, output.value, name, tuple(origins))
 
 
-def package_name(model: str, profile: Profile, recipe: Recipe) -> str:
+def package_name(
+    model: str, profile: Profile, recipe: Recipe, formats: tuple[str, ...] = ("openvino",)
+) -> str:
     """Return the name of the package: model, profile and weight format, in lower case.
 
     Args:
         model: Hub id, folder, or "demo"; its last part is used.
         profile: The profile.
         recipe: The recipe.
+        formats: Named where they are not what the profile writes anyway.
 
     Returns:
         ASCII letters, digits, dots and dashes; a legal folder name on every system.
     """
     last = _last_part(model)[:_MAX_MODEL_CHARACTERS]
     text = f"{last}-{profile.name}-{recipe.weights}".lower()
+    if formats != (profile.format,):
+        text += "-" + "-".join(formats)
     name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text)
     name = name.strip("-.")
     return f"model-{name}" if _WINDOWS_DEVICE.match(name) else name
@@ -173,6 +204,21 @@ def _choose_recipe(
     if environment.recipe is not None:
         return Choice(environment.recipe, "environment QWEN_EDGE_RECIPE")
     return Choice(profile.recipe, f"profile {profile.name}: {profile.recipe_reason}")
+
+
+def _choose_format(request: ExportRequest, profile: Profile) -> Choice[str]:
+    if request.format is not None:
+        return Choice(request.format, "flag --format")
+    return Choice(profile.format, f"profile {profile.name}: {profile.format_reason}")
+
+
+def _check_portable(request: ExportRequest, formats: tuple[str, ...]) -> None:
+    if request.portable and "onnx" not in formats:
+        raise UsageError(
+            "portable is about the ONNX form, and the export writes OpenVINO only.",
+            "add --format onnx, or leave --portable away",
+            field="portable",
+        )
 
 
 def _choose_output(request: ExportRequest, name: str) -> Choice[Path]:

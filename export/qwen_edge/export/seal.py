@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 _STAGING_SUFFIX = ".partial"
 _REPLACED_SUFFIX = ".replaced"
 _MAX_MANIFEST_BYTES = 4 << 20  # more than `read_manifest` takes
+_SMALL_DISK_BYTES = 64_000_000  # an engine's error may name no cause; less than this free is one
 _DISK_FAULTS = frozenset({errno.EIO, errno.EROFS, errno.ENXIO})
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
@@ -319,3 +320,10 @@ def disk_full(folder: Path) -> ResourceError:
         "free some space, or write to another disk with --output DIR",
         free_bytes=free_bytes,
     )
+
+
+def raise_for_full_disk(folder: Path, cause: Exception) -> None:
+    """Raise ResourceError when an engine's write error was a full disk; else return."""
+    is_small = shutil.disk_usage(folder).free < _SMALL_DISK_BYTES
+    if is_small or "iostream" in str(cause) or f"[Errno {errno.ENOSPC}]" in str(cause):
+        raise disk_full(folder) from cause

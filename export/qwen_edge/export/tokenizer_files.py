@@ -51,7 +51,7 @@ class TokenizerReport:
 
 
 def write_tokenizer_files(
-    source_folder: Path, output_folder: Path, *, vocab_size: int
+    source_folder: Path, output_folder: Path, *, vocab_size: int, for_openvino: bool = True
 ) -> TokenizerReport:
     """Write every tokenizer file of a package.
 
@@ -59,6 +59,7 @@ def write_tokenizer_files(
         source_folder: The checkpoint, with `tokenizer.json`, or `vocab.json` and `merges.txt`.
         output_folder: An existing folder.
         vocab_size: Rows of the model's embedding, from its config.
+        for_openvino: Write the OpenVINO pair, which only programs that run the IR need.
 
     Returns:
         Figures, and where the converted tokenizer differs from the original.
@@ -87,7 +88,7 @@ def write_tokenizer_files(
     fast.chat_template = template
     if template is not None:
         (output_folder / _TEMPLATE).write_bytes(template.encode("utf-8"))
-    disagreements = _convert(fast, original, output_folder)
+    disagreements = _convert(fast, original, output_folder) if for_openvino else ()
     check_ordinary(disagreements)
     for found in disagreements:
         _log.warning(
