@@ -12,8 +12,8 @@ import argparse
 from environment import ROOT, make_environment, run
 
 TORCH = "torch==2.13.0"
-# What packages are compared with: GenAI opens them, NNCF quantises the same weights.
-PEERS = ("openvino-genai==2026.4.1.0", "nncf==3.4.0")
+# What packages are compared with: both GenAIs open them, NNCF quantises the same weights.
+PEERS = ("openvino-genai==2026.4.1.0", "onnxruntime-genai==0.18.0", "nncf==3.4.0")
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     )
     parser.add_argument("--tests-only", action="store_true", help="no format, lint or type checks")
     arguments, pytest_arguments = parser.parse_known_args()
-    requirements = [["--editable", ".[export,dev]", *PEERS]]
+    requirements = [["--editable", ".[export-onnx,dev]", *PEERS]]
     if not arguments.without_torch:
         requirements.insert(0, [TORCH])
     name = ".venv-test-without-torch" if arguments.without_torch else ".venv-test"

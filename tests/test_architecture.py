@@ -22,7 +22,19 @@ ALLOWED: dict[str, set[str]] = {
 }
 # The one place where the command line meets the export, inside functions.
 EXPORT_COMMAND = "runtime/qwen_edge/cli/export_command.py"
-HEAVY = {"torch", "transformers", "nncf", "onnx", "optimum", "huggingface_hub", "safetensors"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "nncf",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime_genai",
+    "optimum",
+    "huggingface_hub",
+    "safetensors",
+}
+# Module → the engine that may be imported nowhere else, and how its name begins.
+ENGINES = {"engine": "openvino", "providers": "onnxruntime"}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_CLI_IMPORT_S = 0.5
@@ -106,25 +118,27 @@ def test_the_export_command_imports_the_export_inside_functions_only() -> None:
     assert not [name for name in names if name.startswith("qwen_edge.export")]
 
 
+@pytest.mark.parametrize(("module", "engine"), ENGINES.items())
 @pytest.mark.parametrize("path", our_files(), ids=name_of)
-def test_openvino_comes_through_the_engine_module_only(path: Path) -> None:
-    """Whoever imports it directly wakes its telemetry; imports for types only are allowed."""
-    if name_of(path) == "runtime/qwen_edge/runtime/engine.py":
+def test_engines_come_through_one_module_each(path: Path, module: str, engine: str) -> None:
+    """Whoever imports one directly wakes its telemetry; imports for types only are allowed."""
+    if name_of(path) == f"runtime/qwen_edge/runtime/{module}.py":
         return
     tree = tree_of(path)
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             node.body = []
     found = {name.split(".")[0] for name, _ in imports(tree)}
-    assert "openvino" not in found
+    assert engine not in found
     loaded = {ast.unparse(call) for name, call in calls(tree) if name.endswith("import_module")}
-    assert not [call for call in loaded if "'openvino" in call and "tokenizers" not in call]
+    assert not [call for call in loaded if f"'{engine}" in call and "tokenizers" not in call]
 
 
 @pytest.mark.parametrize("path", our_files(), ids=name_of)
 def test_heavy_packages_are_imported_inside_functions_only(path: Path) -> None:
     found = {name.split(".")[0] for name in imports_when_run(tree_of(path))}
-    assert not found & {"torch", "transformers", "nncf", "onnx", "optimum", "openvino"}
+    engines = {"openvino", "onnxruntime", "google"}
+    assert not found & (engines | {"torch", "transformers", "nncf", "onnx", "optimum"})
     if package_of(path) != "export":
         every = {name.split(".")[0] for name, _ in imports(tree_of(path))}
         assert not every & HEAVY
@@ -211,7 +225,7 @@ def test_the_command_line_is_light(tmp_path: Path) -> None:
         )
         runs.append(json.loads(done.stdout))
     _, names, ours = runs[0]
-    heavy = HEAVY | {"openvino", "numpy", "tokenizers", "jinja2", "rich"}
+    heavy = HEAVY | {"openvino", "onnxruntime", "google", "numpy", "tokenizers", "jinja2", "rich"}
     assert not heavy & set(names)
     assert not [name for name in ours if name.startswith(("qwen_edge.export", "qwen_edge.runtime"))]
     assert min(run[0] for run in runs) < MAX_CLI_IMPORT_S
@@ -233,4 +247,5 @@ def test_help_is_light(command: str) -> None:
     }
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
-    assert not (HEAVY | {"openvino", "tokenizers", "jinja2"}) & set(done.stderr.split())
+    engines = {"openvino", "onnxruntime", "google", "tokenizers", "jinja2"}
+    assert not (HEAVY | engines) & set(done.stderr.split())

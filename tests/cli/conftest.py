@@ -28,10 +28,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class FakePackage:
-    """A folder whose manifest is real and whose model is a script."""
+    """A folder whose manifest is real and whose model is a script; how it was loaded, each time."""
 
     folder: str
     models: list[Model]
+    options: list[dict[str, object]]
 
 
 Cli = Callable[..., Outcome]
@@ -58,12 +59,13 @@ def fake_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..
     shutil.copy(ROOT / "tests" / "data" / "manifest.json", folder / "manifest.json")
 
     def make(*answers: str, max_context_tokens: int = 4096) -> FakePackage:
-        package = FakePackage(str(folder), [])
+        package = FakePackage(str(folder), [], [])
 
         def load(path: Path, **options: object) -> Model:
-            del path, options
+            del path
             model = Model.fake(answers, max_context_tokens=max_context_tokens)
             package.models.append(model)
+            package.options.append(options)
             return model
 
         monkeypatch.setattr("qwen_edge.runtime.loading.load", load)

@@ -9,11 +9,14 @@ import pytest
 
 from qwen_edge.cli import doctor_command
 from qwen_edge.profiles.hardware import Hardware, probe_hardware
+from qwen_edge.profiles.providers import NOT_HERE, load_providers
 from qwen_edge.runtime.devices import DeviceReport
+from qwen_edge.runtime.providers import ProviderReport
 
 GOOD = {
     "openvino": "2026.4.1",
     "openvino-tokenizers": "2026.4.1.0",
+    "onnxruntime": "1.31.1",
     "torch": "2.13.0+cpu",
 }
 
@@ -42,8 +45,18 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
                 DeviceReport("NPU", "", "no such thing"),
             ),
         )
+        put_providers(monkeypatch, {"CPUExecutionProvider": None})
 
     return make
+
+
+def put_providers(monkeypatch: pytest.MonkeyPatch, reasons: dict[str, str | None]) -> None:
+    """Let ONNX Runtime have the providers given with None, and not the others, with reasons."""
+    reports = tuple(
+        ProviderReport(entry.name, entry.device, reasons.get(entry.name, NOT_HERE))
+        for entry in load_providers()
+    )
+    monkeypatch.setattr("qwen_edge.runtime.providers.probe_providers", lambda: reports)
 
 
 def problems(cli: Any) -> list[dict[str, str]]:
@@ -100,6 +113,91 @@ def test_a_missing_engine_is_a_problem(cli: Any, machine: Any) -> None:
     machine({})
     [found] = problems(cli)
     assert found["what"] == "openvino is not installed"
+    assert "pip install qwen-edge" in found["fix"]
+
+
+def findings(cli: Any) -> list[str]:
+    """Return what was found, each with its level in front."""
+    data = json.loads(cli("doctor", "--json").out)
+    return [f"{entry['level']}: {entry['what']}" for entry in data["findings"]]
+
+
+def test_openvino_may_be_missing_where_onnx_runtime_is_there(cli: Any, machine: Any) -> None:
+    """It has no build for Windows on ARM; asking it for devices would say so three times."""
+    machine({"onnxruntime": "1.31.1"})
+    assert problems(cli) == []
+    found = findings(cli)
+    assert "note: openvino is not installed; packages run by their ONNX model only" in found
+    assert not [line for line in found if "GPU: no driver" in line]
+
+
+def test_onnx_runtime_may_be_missing(cli: Any, machine: Any) -> None:
+    machine({name: version for name, version in GOOD.items() if name != "onnxruntime"})
+    outcome = cli("doctor")
+    assert outcome.code == 0
+    assert "note     onnxruntime is not installed; only packages with an ONNX" in outcome.out
+    assert "Fix: pip install 'qwen-edge[onnx]'" in outcome.out
+
+
+def test_providers_are_told_with_what_auto_takes(
+    cli: Any, machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine()
+    monkeypatch.setattr("platform.system", lambda: "Windows")
+    put_providers(
+        monkeypatch,
+        {
+            "CPUExecutionProvider": None,
+            "DmlExecutionProvider": None,
+            "QNNExecutionProvider": "it is installed, and finds no NPU here",
+            "CoreMLExecutionProvider": "there is none for Windows",
+        },
+    )
+    found = "\n".join(findings(cli))
+    assert "ok: onnxruntime 1.31.1: --device auto takes CPU by CPUExecutionProvider" in found
+    assert "note: DmlExecutionProvider (GPU): here, and refused; its attention" in found
+    assert "note: QNNExecutionProvider (NPU): it is installed, and finds no NPU here" in found
+    assert "could be added, for --device: WebGpuExecutionProvider (GPU: pip install" in found
+    assert "CoreML" not in found
+
+
+def test_an_onnx_runtime_that_cannot_be_loaded_is_a_problem(
+    cli: Any, machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine()
+    reason = "ONNX Runtime could not be imported: no libgomp."
+    put_providers(monkeypatch, {entry.name: reason for entry in load_providers()})
+    [found] = problems(cli)
+    assert found["what"] == "ONNX Runtime could not be imported: no libgomp"
+    assert found["fix"] == "pip install --force-reinstall onnxruntime"
+
+
+def test_an_onnx_runtime_without_the_cpu_is_a_problem_and_no_crash(
+    cli: Any, machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine()
+    put_providers(monkeypatch, {"DmlExecutionProvider": None})
+    [found] = problems(cli)
+    assert "CPUExecutionProvider" in found["what"]
+
+
+def test_two_onnx_runtimes_are_a_problem(cli: Any, machine: Any) -> None:
+    machine(GOOD | {"onnxruntime-directml": "1.24.4"})
+    [found] = problems(cli)
+    assert "onnxruntime 1.31.1 and onnxruntime-directml 1.24.4 bring the same" in found["what"]
+    assert found["fix"].startswith("pip uninstall -y onnxruntime onnxruntime-directml")
+
+
+@pytest.mark.parametrize(
+    ("version", "is_old"), [("1.29.1", True), ("1.30.0", False), ("2.0", False), ("1.9", True)]
+)
+def test_an_onnx_runtime_older_than_tested_is_a_note(
+    cli: Any, machine: Any, version: str, is_old: bool
+) -> None:
+    machine(GOOD | {"onnxruntime": version})
+    assert problems(cli) == []
+    line = f"note: onnxruntime {version} is older than 1.30, the oldest that was tested"
+    assert (line in findings(cli)) is is_old
 
 
 def test_no_avx2_is_a_problem(cli: Any, machine: Any) -> None:

@@ -36,6 +36,28 @@ def test_json_is_one_document_with_figures(cli: Any, fake_package: Any) -> None:
     assert data["reasoning"].strip() == "Let me see."
     assert data["finish_reason"] == "stop"
     assert data["new_tokens"] > 0
+    assert data["backend"] == "fake"
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+@pytest.mark.parametrize(
+    ("arguments", "backend", "device"),
+    [
+        ([], "auto", "auto"),
+        (["--backend", "onnx"], "onnx", "auto"),
+        (["--backend", "OpenVINO", "--device", "gpu"], "openvino", "GPU"),
+        (["--device", "dmlexecutionprovider"], "auto", "DmlExecutionProvider"),
+    ],
+    ids=["default", "onnx", "case", "provider"],
+)
+def test_backend_and_device_reach_the_loader(
+    cli: Any, fake_package: Any, command: str, arguments: list[str], backend: str, device: str
+) -> None:
+    package = fake_package("Fine.")
+    outcome = cli(command, package.folder, *arguments, stdin="Hello\n")
+    assert (outcome.code, outcome.out) == (0, "Fine.\n")
+    [options] = package.options
+    assert (options["backend"], options["device"]) == (backend, device)
 
 
 def prompt_of(package: Any) -> str:
@@ -91,6 +113,8 @@ def test_the_prompt_comes_from_argument_and_pipe(
         (["x", "--stop", ""], b"", 2, "Stop string 1"),
         (["x", "--system", "y\udcff"], b"", 2, "--system is not UTF-8"),
         (["x", "--device", "NPUU"], b"", 2, "Unknown device 'NPUU'. Did you mean 'NPU'?"),
+        (["x", "--device", "DlmExecutionProvider"], b"", 2, "Did you mean 'DmlExecutionProvider'?"),
+        (["x", "--backend", "onx"], b"", 2, "backend is 'onx'. Did you mean 'onnx'?"),
         (["x", "--sed", "1"], b"", 2, "no option '--sed'. Did you mean '--seed'?"),
         (["x" * 5000], b"", 7, "5,0"),
     ],

@@ -12,11 +12,11 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no such sig
 
 EXPORT_THAT_WAITS = """
 import time
-from qwen_edge.export import front_end
+from qwen_edge.export import openvino_files
 def wait(*arguments):
     print("writing", flush=True)
     time.sleep(60)
-front_end.write_openvino_model = wait
+openvino_files.write_openvino_model = wait
 from qwen_edge.cli import main
 main(["export", "demo", "--output", "package", "--quiet"])
 """

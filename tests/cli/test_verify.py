@@ -1,5 +1,6 @@
 """`qwen-edge verify` on a real package, intact and damaged."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -7,6 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from qwen_edge.errors import MissingExtraError
+from qwen_edge.runtime.manifest import Manifest, OnnxFacts
+from qwen_edge.runtime.package import hash_file, read_manifest, write_manifest
+
+GOLDEN = "qwen_edge.runtime.golden.run_golden_tokens"
 
 
 @pytest.fixture
@@ -20,6 +27,7 @@ def test_an_intact_package(cli: Any, demo_package: Path) -> None:
     assert outcome.code == 0
     assert outcome.out.startswith(f"{demo_package}: ")
     assert ", intact, all " in outcome.out and len(outcome.out.splitlines()) == 1
+    assert outcome.out.endswith(" golden tokens as recorded with OpenVINO\n")
 
 
 def test_an_intact_package_as_json(cli: Any, demo_package: Path) -> None:
@@ -29,6 +37,9 @@ def test_an_intact_package_as_json(cli: Any, demo_package: Path) -> None:
     assert data["num_files"] == len(list(demo_package.iterdir()))
     assert data["num_bytes"] == sum(path.stat().st_size for path in demo_package.iterdir())
     assert data["golden_tokens"] > 0
+    assert data["formats"] == [
+        {"format": "openvino", "golden_tokens": data["golden_tokens"], "not_run": None}
+    ]
     assert len(data["package_hash"]) == 64
 
 
@@ -115,3 +126,114 @@ def test_other_golden_tokens_are_a_parity_error(cli: Any, package: Path) -> None
     assert "\nFix: compare OpenVINO versions" in outcome.err
     error = json.loads(cli("verify", package, "--json").err.splitlines()[-1])
     assert error["exit_code"] == 9 and error["facts"]["expected"][3] == wrong
+
+
+@pytest.fixture
+def two_formats(package: Path) -> Path:
+    """Return a package whose manifest names an ONNX model as well; the model is no real one."""
+    manifest = read_manifest(package)
+    for name in ("model.onnx", "model.onnx.data"):
+        (package / name).write_bytes(name.encode())
+    names = {path.name for path in package.iterdir()} - {"manifest.json"}
+    both = dataclasses.replace(
+        manifest,
+        files={name: hash_file(package / name) for name in names},
+        onnx=OnnxFacts(21, False, 4096, 512, 4),
+    )
+    write_manifest(package, both)
+    return package
+
+
+@pytest.fixture
+def golden(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Return a function that replaces the run of golden tokens; it tells which were asked for.
+
+    A format is given False when it answers otherwise, or the error that it raises.
+    """
+
+    def make(**formats: bool | Exception) -> list[str]:
+        asked: list[str] = []
+
+        def run(folder: Path, manifest: Manifest, *, fmt: str) -> tuple[int, ...]:
+            assert folder.is_dir()
+            asked.append(fmt)
+            outcome = formats.get(fmt, True)
+            if isinstance(outcome, Exception):
+                raise outcome
+            tokens = manifest.golden.token_ids
+            return tokens if outcome else (tokens[0], tokens[1] ^ 1, *tokens[2:])
+
+        monkeypatch.setattr(GOLDEN, run)
+        return asked
+
+    return make
+
+
+def test_every_format_is_run(cli: Any, two_formats: Path, golden: Any) -> None:
+    asked = golden()
+    outcome = cli("verify", two_formats)
+    assert outcome.code == 0
+    assert outcome.out.endswith(" as recorded with OpenVINO and ONNX Runtime\n")
+    assert asked == ["openvino", "onnx"]
+    formats = json.loads(cli("verify", two_formats, "--json").out)["formats"]
+    assert [entry["format"] for entry in formats] == ["openvino", "onnx"]
+    assert all(entry["golden_tokens"] > 0 and entry["not_run"] is None for entry in formats)
+
+
+@pytest.mark.parametrize("backend", ["openvino", "ONNX"])
+def test_a_named_backend_is_run_alone(
+    cli: Any, two_formats: Path, golden: Any, backend: str
+) -> None:
+    asked = golden()
+    outcome = cli("verify", two_formats, "--backend", backend, "--json")
+    assert asked == [backend.lower()]
+    assert [entry["format"] for entry in json.loads(outcome.out)["formats"]] == asked
+
+
+def test_each_format_that_answers_otherwise_is_named(
+    cli: Any, two_formats: Path, golden: Any
+) -> None:
+    golden(onnx=False)
+    outcome = cli("verify", two_formats)
+    assert (outcome.code, outcome.out) == (9, "")
+    assert "token 2 of " in outcome.err and "here with ONNX Runtime" in outcome.err
+    assert "OpenVINO" not in outcome.err.split("Error: ")[1]
+    golden(openvino=False, onnx=False)
+    error = json.loads(cli("verify", two_formats, "--json").err.splitlines()[-1])
+    assert sorted(error["facts"]["got"]) == ["onnx", "openvino"]
+    assert error["fix"].startswith("compare OpenVINO and ONNX Runtime versions")
+
+
+def test_an_engine_that_is_not_installed_is_named_and_left_out(
+    cli: Any, two_formats: Path, golden: Any
+) -> None:
+    golden(onnx=MissingExtraError("ONNX Runtime is not installed.", "pip install it"))
+    outcome = cli("verify", two_formats)
+    assert outcome.code == 0
+    assert outcome.out.endswith("OpenVINO; ONNX Runtime not run: ONNX Runtime is not installed\n")
+    [_, onnx] = json.loads(cli("verify", two_formats, "--json").out)["formats"]
+    assert onnx == {
+        "format": "onnx",
+        "golden_tokens": None,
+        "not_run": "ONNX Runtime is not installed",
+    }
+
+
+@pytest.mark.parametrize("arguments", [[], ["--backend", "onnx"]], ids=["none-left", "named"])
+def test_without_any_engine_nothing_is_called_verified(
+    cli: Any, two_formats: Path, golden: Any, arguments: list[str]
+) -> None:
+    error = MissingExtraError("It is not installed.", "pip install it")
+    golden(openvino=error, onnx=error)
+    outcome = cli("verify", two_formats, *arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "Error: It is not installed." in outcome.err
+
+
+def test_a_format_the_package_does_not_hold_is_refused(cli: Any, demo_package: Path) -> None:
+    outcome = cli("verify", demo_package, "--backend", "onnx")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "holds the model for openvino only" in outcome.err
+    outcome = cli("verify", demo_package, "--backend", "onx")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "backend is 'onx'. Did you mean 'onnx'?" in outcome.err

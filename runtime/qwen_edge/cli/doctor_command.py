@@ -4,22 +4,32 @@ import importlib.metadata
 import os
 import platform
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from qwen_edge.cli.doctor_engines import (
+    RUNTIMES,
+    Finding,
+    check_devices,
+    check_providers,
+    check_versions,
+)
 from qwen_edge.cli.extra import missing_export_modules
 from qwen_edge.cli.output import Output
 from qwen_edge.errors import EdgeError, format_bytes
 from qwen_edge.profiles.choose import choose_profile
 from qwen_edge.profiles.hardware import Hardware, probe_hardware
-from qwen_edge.profiles.profile import load_profile, profile_names
 
 _PACKAGES = (
     "qwen-edge",
     "openvino",
     "openvino-tokenizers",
+    *RUNTIMES,
+    "onnxruntime-genai",
+    "onnx",
+    "onnx-ir",
     "tokenizers",
     "transformers",
     "huggingface_hub",
@@ -37,21 +47,6 @@ _RUN_BYTES = 3_500_000_000
 _EXPORT_BYTES = 3_100_000_000
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Args:
-        level: "ok", "note" (works, with a limit) or "problem".
-        what: What was found, with figures.
-        fix: One thing to do; empty when nothing is to be done.
-    """
-
-    level: str
-    what: str
-    fix: str = ""
-
-
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def command(as_json: bool) -> None:
@@ -64,8 +59,9 @@ def command(as_json: bool) -> None:
     versions = _versions()
     findings = [
         *_check_hardware(hardware),
-        *_check_devices(),
-        *_check_versions(versions),
+        *(check_devices() if "openvino" in versions else ()),
+        *check_providers(versions),
+        *check_versions(versions),
         *_check_export(),
         _check_cache(),
         _check_disk(Path.cwd()),
@@ -151,64 +147,6 @@ def _check_hardware(hardware: Hardware) -> list[Finding]:
                 f"{format_bytes(available)} of {format_bytes(total)} memory available: "
                 f"enough to export ({format_bytes(_EXPORT_BYTES)}) and run "
                 f"({format_bytes(_RUN_BYTES)}) Qwen3-4B int4",
-            )
-        )
-    return findings
-
-
-def _check_devices() -> list[Finding]:
-    from qwen_edge.runtime.devices import probe_devices
-
-    try:
-        reports = probe_devices()
-    except EdgeError as error:
-        return [Finding("problem", error.problem, error.fix)]
-    findings = []
-    for report in reports:
-        if report.is_available:
-            findings.append(Finding("ok", f"{report.name}: {report.full_name}"))
-        else:
-            profiles = [
-                name
-                for name in profile_names()
-                if all(entry.device == report.name for entry in load_profile(name).devices)
-            ]
-            fix = _DRIVER_FIX.get(report.name, "")
-            unusable = f"; profile {', '.join(profiles)} cannot run here" if profiles else ""
-            findings.append(Finding("note", f"{report.name}: {report.reason}{unusable}", fix))
-    return findings
-
-
-_DRIVER_FIX = {
-    "GPU": "with an Intel GPU: install its driver (Linux: intel-opencl-icd), then run this again",
-    "NPU": "with a Core Ultra: install the NPU driver (Linux: linux-npu-driver), then run this "
-    "again",
-}
-
-
-def _check_versions(versions: dict[str, str]) -> list[Finding]:
-    findings = []
-    core = versions.get("openvino")
-    converter = versions.get("openvino-tokenizers")
-    if core is None:
-        findings.append(Finding("problem", "openvino is not installed", "pip install qwen-edge"))
-    elif converter is not None and converter.rpartition(".")[0] != core:
-        findings.append(
-            Finding(
-                "problem",
-                f"openvino {core} and openvino-tokenizers {converter} differ; their "
-                "binary interfaces must match to the patch",
-                f"pip install openvino=={core} openvino-tokenizers=={core}.0",
-            )
-        )
-    torch, vision = versions.get("torch", ""), versions.get("torchvision", "")
-    if torch and vision and ("+cpu" in torch) != ("+cpu" in vision):
-        findings.append(
-            Finding(
-                "problem",
-                f"torchvision {vision} and torch {torch} are builds of two kinds, which "
-                "breaks transformers ('operator torchvision::nms does not exist')",
-                "pip uninstall -y torchvision",
             )
         )
     return findings

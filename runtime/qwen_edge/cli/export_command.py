@@ -3,6 +3,7 @@
 import os
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--recipe", metavar="NAME", help="Recipe, or a TOML file of your own. Default: the profile's."
+)
+@click.option(
+    "--format",
+    "fmt",
+    metavar="NAME",
+    help="openvino, onnx or both. Default: the profile's.",
+)
+@click.option(
+    "--portable",
+    is_flag=True,
+    help="Write the ONNX form in standard operators, for programs without ONNX Runtime's own.",
 )
 @click.option(
     "--output",
@@ -58,6 +70,8 @@ def command(
     model: str | None,
     profile: str | None,
     recipe: str | None,
+    fmt: str | None,
+    portable: bool,
     output: Path | None,
     revision: str | None,
     max_context_tokens: int | None,
@@ -78,6 +92,7 @@ def command(
       qwen-edge export --profile core-ultra
       qwen-edge export Qwen/Qwen3-1.7B --profile core-ultra-npu --output ./my-model
       qwen-edge export ./my-fine-tune --explain
+      qwen-edge export --format onnx
     """
     check_extra()
     from qwen_edge.export import ExportRequest, prepare_export, run_export
@@ -87,6 +102,8 @@ def command(
         model=ExportRequest.model if model is None else model,
         profile=profile,
         recipe=recipe,
+        format=fmt,
+        portable=portable,
         output=output,
         revision=revision,
         max_context_tokens=max_context_tokens,
@@ -95,6 +112,7 @@ def command(
         cache_dir=cache_dir,
     )
     prepared = prepare_export(request)
+    check_extra(prepared.resolved.formats)
     if explain:
         _explain(out, prepared, as_json=as_json)
         return
@@ -105,17 +123,21 @@ def command(
     _conclude(out, result, time.monotonic() - start, as_json=as_json)
 
 
-def check_extra() -> None:
+def check_extra(formats: Sequence[str] = ()) -> None:
     """Refuse to export where a package that exporting needs is not installed.
+
+    Args:
+        formats: What will be written, where that is known already.
 
     Raises:
         MissingExtraError: Names the first one that is missing.
     """
-    missing = missing_export_modules()
+    missing = missing_export_modules(formats)
     if missing:
+        extra = "export-onnx" if "onnx" in formats else "export"
         raise MissingExtraError(
             f"Exporting needs {missing[0]!r}, which is not installed.",
-            "pip install 'qwen-edge[export]'",
+            f"pip install 'qwen-edge[{extra}]'",
             package=missing[0],
             missing=missing,
         )
@@ -127,6 +149,8 @@ def _announce(out: Output, prepared: "PreparedExport") -> None:
     out.notice(f"{prepared.source.id} → {resolved.output}")
     out.notice(f"  profile  {resolved.profile.name} ({reasons['profile'].reason})")
     out.notice(f"  recipe   {resolved.recipe.name} ({reasons['recipe'].reason})")
+    portable = ", portable" if resolved.request.portable else ""
+    out.notice(f"  format   {reasons['format'].value}{portable} ({reasons['format'].reason})")
     out.notice(f"  plan     {_describe_plan(prepared)}")
     for notice in prepared.source.notices:
         out.notice(f"  note     {notice}")
@@ -245,6 +269,7 @@ def _conclude(out: Output, result: "ExportResult", seconds: float, *, as_json: b
                 "folder": str(result.folder),
                 "name": manifest.name,
                 "seconds": round(seconds, 2),
+                "formats": list(manifest.formats),
                 "weights_bytes": manifest.weights.weights_bytes,
                 "bits": dict(manifest.weights.bits),
                 "relative_rms_error": manifest.weights.relative_rms_error,

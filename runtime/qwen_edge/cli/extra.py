@@ -4,19 +4,28 @@ They are looked for, not imported.
 """
 
 import importlib.util
+from collections.abc import Sequence
 
 _EXPORT_MODULES = (
     "huggingface_hub",
-    "openvino_tokenizers",
     "safetensors",
     "transformers",
     "qwen_edge.export",
 )
+_FORMAT_MODULES = {
+    "openvino": ("openvino", "openvino_tokenizers"),
+    "onnx": ("onnx", "onnx_ir", "onnxruntime"),
+}
 
 
-def missing_export_modules() -> tuple[str, ...]:
-    """Return the names of the modules that exporting needs and that are not installed."""
-    return tuple(name for name in _EXPORT_MODULES if not _is_installed(name))
+def missing_export_modules(formats: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the names of the modules that exporting needs and that are not installed.
+
+    Args:
+        formats: "openvino", "onnx" or both, where that is known already.
+    """
+    names = (*_EXPORT_MODULES, *(name for key in formats for name in _FORMAT_MODULES[key]))
+    return tuple(name for name in names if not _is_installed(name))
 
 
 def _is_installed(name: str) -> bool:

@@ -14,7 +14,6 @@ import click
 
 from qwen_edge.errors import PackageError, UsageError, did_you_mean
 from qwen_edge.profiles.choose import AUTO
-from qwen_edge.profiles.properties import DEVICES
 from qwen_edge.runtime.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ _SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "seed")
 class AnswerOptions:
     """How to load a package and answer with it; None means: the package's own default."""
 
+    backend: str
     device: str
     threads: int | None
     system: str | None
@@ -43,29 +43,41 @@ class AnswerOptions:
     stop: tuple[str, ...]
 
 
-def _read_device(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
-    """Return a device as OpenVINO writes it; suggest the closest one for a typo."""
+def _read_backend(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Return a backend in small letters; suggest the closest one for a typo."""
     del ctx, parameter
-    if value.lower() == AUTO:
-        return AUTO
-    if value.upper() in DEVICES:
-        return value.upper()
-    hint = did_you_mean(value.upper(), DEVICES) or did_you_mean(value.lower(), (AUTO,))
-    raise UsageError(
-        f"Unknown device {value!r}.{hint}",
-        f"use one of: {AUTO}, {', '.join(DEVICES)}",
-        device=value,
-    )
+    from qwen_edge.runtime.loading import check_load_options
+
+    check_load_options(value.lower(), None, "first")
+    return value.lower()
 
 
+def _read_device(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Return a device or provider as its engine writes it; suggest the closest for a typo."""
+    del ctx, parameter
+    from qwen_edge.runtime.opening import find_device_name
+
+    return find_device_name(value)
+
+
+backend_option = click.option(
+    "--backend",
+    metavar="NAME",
+    default=AUTO,
+    show_default=True,
+    callback=_read_backend,
+    help="auto, openvino or onnx: which of the package's models. A named one is never replaced.",
+)
 _OPTIONS = (
+    backend_option,
     click.option(
         "--device",
         metavar="DEVICE",
         default=AUTO,
         show_default=True,
         callback=_read_device,
-        help="auto, CPU, GPU or NPU. A named one never falls back to another.",
+        help="auto, CPU, GPU or NPU, or an execution provider of ONNX Runtime. A named one never "
+        "falls back to another.",
     ),
     click.option(
         "--threads",
@@ -143,7 +155,7 @@ def check_answer_options(options: AnswerOptions) -> None:
     from qwen_edge.runtime.stopping import check_stop_strings
 
     replace(SamplingParams(), **_given_sampling(options))
-    check_load_options("auto", options.threads, "first")
+    check_load_options(options.backend, options.threads, "first")
     check_max_new_tokens(options.max_new_tokens)
     check_stop_strings(options.stop)
     for name, text in (("--system", options.system), *(("--stop", t) for t in options.stop)):
@@ -242,10 +254,16 @@ def load_model(package: str, options: AnswerOptions, out: "Output") -> "Model":
             bars("check files", hashed, total)
 
         bars("load", 0, 0)
-        model = load(folder, device=options.device, threads=options.threads, progress=report)
+        model = load(
+            folder,
+            device=options.device,
+            backend=options.backend,
+            threads=options.threads,
+            progress=report,
+        )
     choice = model.device_choice
     if choice is not None:
-        out.notice(f"Device {choice.reason}.")
+        out.notice(f"Device {choice.reason} (backend {model.backend_name}).")
     return model
 
 

@@ -77,6 +77,7 @@ def _describe(answer: "Answer", model: "Model") -> dict[str, object]:
         "reasoning": answer.reasoning,
         "finish_reason": answer.finish_reason,
         "model": model.name,
+        "backend": model.backend_name,
         "device": choice.value.device if choice else None,
         "device_reason": choice.reason if choice else None,
         "prompt_tokens": timings.prompt_tokens,

@@ -1,67 +1,87 @@
-"""`qwen-edge verify`: are the files as they were sealed, and does the model still answer so?"""
+"""`qwen-edge verify`: are the files as they were sealed, and does each model still answer so?"""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from qwen_edge.cli.interrupt import leave_soon
-from qwen_edge.cli.options import find_package
+from qwen_edge.cli.options import backend_option, find_package
 from qwen_edge.cli.output import Output
-from qwen_edge.errors import ParityError, format_bytes
+from qwen_edge.errors import MissingExtraError, ParityError, format_bytes, join_problems
+from qwen_edge.runtime.manifest import FORMAT_ENGINES
 
 if TYPE_CHECKING:
     from qwen_edge.cli.progress import StepBars
-    from qwen_edge.runtime.manifest import Manifest
+    from qwen_edge.runtime.manifest import FormatName, Manifest
     from qwen_edge.runtime.package import VerifyReport
+
+
+@dataclass(frozen=True)
+class FormatCheck:
+    """What became of the golden tokens in one format.
+
+    Args:
+        format: "openvino" or "onnx".
+        golden_tokens: How many were as recorded; None where the model was not run.
+        not_run: Why it was not; None where it was.
+    """
+
+    format: "FormatName"
+    golden_tokens: int | None
+    not_run: str | None = None
 
 
 @click.command("verify")
 @click.argument("package")
+@backend_option
 @click.option("--files-only", is_flag=True, help="Hash the files, do not run the model.")
 @click.option("--quiet", is_flag=True, help="No progress, no notices.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(package: str, files_only: bool, quiet: bool, as_json: bool) -> None:
+def command(package: str, backend: str, files_only: bool, quiet: bool, as_json: bool) -> None:
     """Hash every file in the folder PACKAGE, then run its golden tokens on the CPU.
 
-    Golden tokens are the model's own answer to a fixed prompt, recorded at export. Exit code 3:
-    a file is missing, changed or not listed; 9: the model answers otherwise.
+    Golden tokens are the model's own answer to a fixed prompt, recorded at export. Each format
+    that the package holds the model in must give them; one whose engine is not installed is
+    named and left out, unless --backend asks for it. Exit code 3: a file is missing, changed or
+    not listed; 9: the model answers otherwise.
 
     \b
     Examples:
       qwen-edge verify ./qwen3-4b-core-ultra-int4
       qwen-edge verify ./qwen3-4b-core-ultra-int4 --files-only --json
     """
-    from qwen_edge.runtime.golden import run_golden_tokens
+    from qwen_edge.runtime.opening import choose_formats
     from qwen_edge.runtime.package import check_report, read_manifest
 
     out = Output(is_quiet=quiet, as_json=as_json)
     folder = find_package(package)
     manifest = read_manifest(folder)
-    tokens = None
+    formats = choose_formats(folder, manifest, backend=backend)
+    checks = [FormatCheck(name, None, "--files-only") for name in formats]
     with leave_soon(), out.steps() as bars:
         report = _hash(folder, manifest, bars)
         check_report(report)
         if not files_only:
-            bars("run golden tokens", 0, 0)
-            tokens = run_golden_tokens(folder, manifest)
-            bars("run golden tokens", 1, 1)
-    if tokens is not None:
-        _check_tokens(folder, tokens, manifest.golden.token_ids)
+            checks = _run_formats(folder, manifest, formats, bars)
     if as_json:
+        num_tokens = None if files_only else len(manifest.golden.token_ids)
         out.result_json(
             {
                 "folder": str(folder),
                 "package_hash": report.package_hash,
                 "num_files": report.num_files,
                 "num_bytes": report.num_bytes,
-                "golden_tokens": None if tokens is None else len(tokens),
+                "golden_tokens": num_tokens,
+                "formats": checks,
             }
         )
         return
-    golden = "" if tokens is None else f", all {len(tokens)} golden tokens as recorded"
+    told = "" if files_only else f", {_describe(checks)}"
     out.result(
-        f"{folder}: {report.num_files} files, {format_bytes(report.num_bytes)}, intact{golden}"
+        f"{folder}: {report.num_files} files, {format_bytes(report.num_bytes)}, intact{told}"
     )
 
 
@@ -79,21 +99,84 @@ def _hash(folder: Path, manifest: "Manifest", bars: "StepBars") -> "VerifyReport
     return verify_package(folder, report_bytes)
 
 
-def _check_tokens(folder: Path, tokens: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Refuse a model that answers otherwise than at export.
+def _run_formats(
+    folder: Path,
+    manifest: "Manifest",
+    formats: "Sequence[FormatName]",
+    bars: "StepBars",
+) -> list[FormatCheck]:
+    """Run the golden tokens in each format and compare them with the recorded ones.
+
+    Args:
+        folder: The package.
+        manifest: Its manifest.
+        formats: At least one.
+        bars: Shows which is running.
+
+    Returns:
+        One check for each format; one whose engine is not installed is left out.
 
     Raises:
-        ParityError: With the first token that differs.
+        MissingExtraError: No engine of these formats is installed.
+        ParityError: With the first token that differs, for each format that does.
     """
-    pairs = zip(tokens, expected, strict=True)
-    index = next((i for i, (got, wanted) in enumerate(pairs) if got != wanted), None)
-    if index is None:
-        return
-    raise ParityError(
-        f"The files of {str(folder)!r} are intact, but token {index + 1} of {len(expected)} "
-        f"golden tokens is {tokens[index]} here, expected {expected[index]}.",
-        "compare OpenVINO versions (`qwen-edge doctor`); if they agree, report this with the "
+    from qwen_edge.runtime.golden import run_golden_tokens
+
+    expected = manifest.golden.token_ids
+    checks: list[FormatCheck] = []
+    differences: dict[FormatName, tuple[int, ...]] = {}
+    missing: MissingExtraError | None = None
+    for name in formats:
+        step = f"run golden tokens with {FORMAT_ENGINES[name]}"
+        bars(step, 0, 0)
+        try:
+            tokens = run_golden_tokens(folder, manifest, fmt=name)
+        except MissingExtraError as error:
+            missing = error
+            checks.append(FormatCheck(name, None, error.problem.rstrip(".")))
+            continue
+        bars(step, 1, 1)
+        checks.append(FormatCheck(name, len(tokens)))
+        if tokens != expected:
+            differences[name] = tokens
+    if differences:
+        raise _other_tokens(folder, differences, expected)
+    if missing is not None and all(check.golden_tokens is None for check in checks):
+        raise missing
+    return checks
+
+
+def _other_tokens(
+    folder: Path, differences: "Mapping[FormatName, tuple[int, ...]]", expected: tuple[int, ...]
+) -> ParityError:
+    """Return the error that says which token differs first, for each format."""
+    problems = [_describe_difference(name, got, expected) for name, got in differences.items()]
+    engines = " and ".join(FORMAT_ENGINES[name] for name in differences)
+    return ParityError(
+        f"The files of {str(folder)!r} are intact, but {join_problems(problems)}.",
+        f"compare {engines} versions (`qwen-edge doctor`); if they agree, report this with the "
         "CPU's name",
         expected=expected,
-        got=tokens,
+        got=differences,
     )
+
+
+def _describe_difference(name: "FormatName", tokens: Sequence[int], expected: Sequence[int]) -> str:
+    pairs = zip(tokens, expected, strict=True)
+    index = next(i for i, (got, wanted) in enumerate(pairs) if got != wanted)
+    return (
+        f"token {index + 1} of {len(expected)} golden tokens is {tokens[index]} here with "
+        f"{FORMAT_ENGINES[name]}, expected {expected[index]}"
+    )
+
+
+def _describe(checks: Sequence[FormatCheck]) -> str:
+    done = [check for check in checks if check.golden_tokens is not None]
+    names = " and ".join(FORMAT_ENGINES[check.format] for check in done)
+    parts = [f"all {done[0].golden_tokens} golden tokens as recorded with {names}"]
+    parts += [
+        f"{FORMAT_ENGINES[check.format]} not run: {check.not_run}"
+        for check in checks
+        if check.not_run
+    ]
+    return "; ".join(parts)
