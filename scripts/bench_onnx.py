@@ -68,11 +68,11 @@ def make_bare_loop(folder: Path, max_tokens: int) -> Loop:
             binding.bind_ortvalue_input(entry.name, value)
             present = entry.name.replace("past_key_values", "present")
             binding.bind_ortvalue_output(present, value)
-    binding.bind_output("logits")
 
     def feed(ids: list[int], past: int) -> int:
         binding.bind_cpu_input("input_ids", np.array([ids], np.int64))
         binding.bind_cpu_input("attention_mask", np.ones((1, past + len(ids)), np.int64))
+        binding.bind_output("logits")  # anew: its shape follows the input's
         session.run_with_iobinding(binding)
         return int(binding.get_outputs()[-1].numpy()[0, -1].argmax())
 

@@ -66,6 +66,7 @@ def _sizes(
 
 SHAPES: dict[str, dict[str, object]] = {
     "qwen3-4b": _sizes(36, 2560, 9728, 32, 8, 128),
+    "qwen3-4b-layer": _sizes(1, 2560, 9728, 32, 8, 128),  # with its whole embedding
     "qwen3-0.6b": _sizes(28, 1024, 3072, 16, 8, 128),
     "tiny": _sizes(2, 128, 256, 4, 2, 32),
 }

@@ -3,9 +3,11 @@
 What it promises as every backend does is in `test_backends.py`.
 """
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -173,6 +175,17 @@ def test_forgetting_in_a_portable_model_copies_once(
     assert cache._values is before
     assert np.abs(backend.forward([1, 2]) - fresh([*ids[:25], 1, 2])).max() < TOLERANCE
     assert [value.shape()[2] for value in cache._values] == [27] * 4
+
+
+def test_closing_lets_go_of_the_engine(make_onnx: MakeOnnx, open_onnx_model: Open) -> None:
+    for is_portable in (False, True):
+        backend = open_onnx_model(make_onnx(is_portable=is_portable))
+        backend.forward([1, 2, 3])
+        session = weakref.ref(backend._session)
+        assert session() is not None
+        backend.close()
+        gc.collect()
+        assert session() is None
 
 
 @pytest.mark.parametrize(
