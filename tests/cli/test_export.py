@@ -1,5 +1,6 @@
 """`qwen-edge export`: what it explains, refuses and writes."""
 
+import importlib
 import json
 import sys
 from dataclasses import fields
@@ -100,9 +101,11 @@ def test_a_light_installation_says_what_to_install(
     assert caught.value.facts["package"] == module
     outcome = cli("export", "demo")
     assert (outcome.code, outcome.out) == (2, "")
+    is_openvino = module.startswith("openvino")
+    other = "     or export for ONNX Runtime alone, with --format onnx\n" if is_openvino else ""
     assert outcome.err == (
         f"Error: Exporting needs {module!r}, which is not installed.\n"
-        "Fix: pip install 'qwen-edge[export]'\n"
+        f"Fix: pip install 'qwen-edge[export]'\n{other}"
     )
 
 
@@ -139,3 +142,33 @@ def test_a_path_is_shown_as_it_is_typed(path: str, shown: str | None) -> None:
     folder = Path.cwd() / path
     assert _shell_path(folder) == (shown or _shell_path(folder.absolute()))
     assert _shell_path(Path("/elsewhere")) == "/elsewhere"
+
+
+@pytest.mark.parametrize("module", ["onnx", "onnx_ir", "onnxruntime", "openvino"])
+def test_a_broken_engine_is_met_before_any_work(
+    cli: Any, empty_folder: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    """Found by a first user: it was met at the last step, after minutes."""
+
+    def fail(name: str, *arguments: object) -> object:
+        if name == module:
+            raise ImportError("DLL load failed")
+        return real(name, *arguments)
+
+    real = importlib.import_module
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setattr(importlib, "import_module", fail)
+    outcome = cli("export", "demo", "--format", "both", "--output", "package")
+    assert outcome.code in {2, 6}
+    assert "compress" not in outcome.err
+    assert module.partition("_")[0].lower() in outcome.err.lower().replace(" ", "")
+    assert "DLL load failed" in outcome.err
+    assert list(empty_folder.iterdir()) == []
+
+
+def test_explain_tells_what_is_chosen_for_each_format(cli: Any) -> None:
+    onnx = cli("export", "demo", "--format", "onnx", "--explain").out
+    assert "ONNX Runtime" in onnx and "accuracy_level = 4" in onnx
+    assert "KV_CACHE_PRECISION" not in onnx
+    openvino = cli("export", "demo", "--format", "openvino", "--explain").out
+    assert "accuracy_level" not in openvino and "PERFORMANCE_HINT" in openvino

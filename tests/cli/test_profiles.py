@@ -14,7 +14,7 @@ def test_the_list_names_every_profile(cli: Any) -> None:
     outcome = cli("profiles")
     assert outcome.code == 0
     header, *rows = outcome.out.splitlines()
-    assert header.split("\t") == ["profile", "devices", "recipe", "what for"]
+    assert header.split("\t") == ["profile", "devices", "format", "recipe", "what for"]
     assert tuple(row.split("\t")[0] for row in rows) == profile_names()
     assert "For this machine: " in outcome.err
 

@@ -154,9 +154,9 @@ def weights_facts(reports: Sequence[TensorReport], weights_bytes: int) -> Weight
 
 
 def weights_bytes(folder: Path) -> int:
-    """Return the size of the weights in the format that is preferred: the IR's, if there is one."""
-    names = (FORMAT_FILES[name][1] for name in ("openvino", "onnx"))
-    return next((folder / name).stat().st_size for name in names if (folder / name).exists())
+    """Return the size of the weights, of every format that was written."""
+    paths = (folder / names[1] for names in FORMAT_FILES.values())
+    return sum(path.stat().st_size for path in paths if path.exists())
 
 
 def onnx_facts(profile: Profile, max_context_tokens: int, *, is_portable: bool) -> OnnxFacts:

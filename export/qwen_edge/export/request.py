@@ -142,6 +142,8 @@ def resolve_request(
         check_recipe(recipe, profile)
     _check_portable(request, formats)
     name = package_name(request.model, profile, recipe, formats)
+    if request.portable:
+        name += "-portable"
     output = _choose_output(request, name)
     known: dict[str, Choice[Any]] = {
         "profile": profile_name,

@@ -171,6 +171,9 @@ def _find_refusal(
 ) -> str | None:
     """Return why a provider cannot be used, or None."""
     verdict = provider.verdict(is_portable)
+    known = refusals.get(provider.name, NOT_HERE)
+    if known != NOT_HERE and provider.name not in available:
+        return known.rstrip(".")  # there is none for this system: nothing else matters
     if verdict.use == "never":
         return verdict.reason.rstrip(".")
     if verdict.use == "ask" and is_auto:

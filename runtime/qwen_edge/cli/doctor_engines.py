@@ -7,8 +7,8 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qwen_edge.errors import DeviceError
-from qwen_edge.profiles.profile import load_profile, profile_names
+from qwen_edge.errors import DeviceError, MissingExtraError
+from qwen_edge.profiles.profile import Profile, load_profile, profile_names
 
 # Distributions that each bring the same module `onnxruntime`, with other execution providers.
 RUNTIMES = (
@@ -50,21 +50,32 @@ class Finding:
 def check_devices() -> list[Finding]:
     """Tell which devices OpenVINO sees, and why the others are absent."""
     from qwen_edge.runtime.devices import probe_devices
+    from qwen_edge.runtime.engine import import_openvino
 
+    try:
+        import_openvino()
+    except MissingExtraError:
+        pass  # `check_versions` says so; the devices below are absent for it
+    except DeviceError as error:
+        return [Finding("problem", error.problem.rstrip("."), error.fix.partition(",")[0])]
     findings = []
     for report in probe_devices():
         if report.is_available:
             findings.append(Finding("ok", f"{report.name}: {report.full_name}"))
         else:
             profiles = [
-                name
-                for name in profile_names()
-                if all(entry.device == report.name for entry in load_profile(name).devices)
+                name for name in profile_names() if _is_only_for(load_profile(name), report.name)
             ]
             fix = _DRIVER_FIX.get(report.name, "")
             unusable = f"; profile {', '.join(profiles)} cannot run here" if profiles else ""
             findings.append(Finding("note", f"{report.name}: {report.reason}{unusable}", fix))
     return findings
+
+
+def _is_only_for(profile: Profile, device: str) -> bool:
+    """Return whether a profile's packages run through OpenVINO and on this device alone."""
+    is_openvino = profile.format == "openvino"
+    return is_openvino and all(entry.device == device for entry in profile.devices)
 
 
 def check_providers(versions: Mapping[str, str]) -> list[Finding]:

@@ -1,5 +1,6 @@
 """`qwen-edge export`: the only command that needs the export extra."""
 
+import importlib
 import os
 import shlex
 import time
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     "--output",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Package folder to write. Default: MODEL-PROFILE-FORMAT in the current folder.",
+    help="Package folder to write. Default: MODEL-PROFILE-WEIGHTS in the current folder.",
 )
 @click.option(
     "--revision", metavar="NAME", help="Branch, tag or commit of a hub id. Default: main."
@@ -116,6 +117,7 @@ def command(
     if explain:
         _explain(out, prepared, as_json=as_json)
         return
+    check_engines(prepared.resolved.formats)
     _announce(out, prepared)
     start = time.monotonic()
     with out.steps() as bars:
@@ -135,12 +137,41 @@ def check_extra(formats: Sequence[str] = ()) -> None:
     missing = missing_export_modules(formats)
     if missing:
         extra = "export-onnx" if "onnx" in formats else "export"
+        fix = f"pip install 'qwen-edge[{extra}]'"
+        if missing[0].startswith("openvino"):  # which has no build for some systems
+            fix += "\nor export for ONNX Runtime alone, with --format onnx"
         raise MissingExtraError(
             f"Exporting needs {missing[0]!r}, which is not installed.",
-            f"pip install 'qwen-edge[{extra}]'",
+            fix,
             package=missing[0],
             missing=missing,
         )
+
+
+def check_engines(formats: Sequence[str]) -> None:
+    """Refuse to export where what writes or runs a format is installed and cannot be imported.
+
+    It would be met at the last step otherwise, after a download and minutes of work.
+
+    Raises:
+        EdgeError: Says which, and what its import said.
+    """
+    from qwen_edge.runtime.engine import import_openvino
+    from qwen_edge.runtime.providers import import_onnxruntime
+
+    if "openvino" in formats:
+        import_openvino()
+    if "onnx" in formats:
+        import_onnxruntime()
+        for name in ("onnx", "onnx_ir"):
+            try:
+                importlib.import_module(name)
+            except ImportError as error:
+                raise MissingExtraError(
+                    f"Exporting needs {name!r}, which cannot be imported: {error}.",
+                    "pip install --force-reinstall onnx onnx-ir",
+                    package=name,
+                ) from error
 
 
 def _announce(out: Output, prepared: "PreparedExport") -> None:
@@ -204,7 +235,7 @@ def _explain(out: Output, prepared: "PreparedExport", *, as_json: bool) -> None:
     values = resolved.recipe.to_manifest()
     reasons = resolved.recipe.reasons
     _show_values(out, [(n, v, reasons.get(n, "")) for n, v in values.items() if n != "name"])
-    for entry in resolved.profile.devices:
+    for entry in resolved.profile.devices if "openvino" in resolved.formats else ():
         out.result(f"\nDevice {entry.device}: {entry.reasons.get('device', '')}".rstrip(": "))
         _show_values(
             out,
@@ -214,6 +245,11 @@ def _explain(out: Output, prepared: "PreparedExport", *, as_json: bool) -> None:
                 if name != "device"
             ],
         )
+    if "onnx" in resolved.formats:
+        onnx = resolved.profile.onnx
+        out.result("\nONNX Runtime")
+        rows = [(key, getattr(onnx, key), reason) for key, reason in onnx.reasons.items()]
+        _show_values(out, list(rows))
     out.result("\nSource")
     out.result(
         f"  {prepared.source.id}, {len(prepared.source.files)} files, "

@@ -61,12 +61,13 @@ def command(ctx: click.Context, as_json: bool) -> None:
         [
             profile.name,
             ", ".join(entry.device for entry in profile.devices),
+            profile.format,
             profile.recipe,
             profile.summary,
         ]
         for profile in profiles
     ]
-    out.table(["profile", "devices", "recipe", "what for"], rows)
+    out.table(["profile", "devices", "format", "recipe", "what for"], rows)
     out.notice(f"\nFor this machine: {fitting.value} ({fitting.reason})")
 
 
@@ -96,6 +97,7 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
 def _show_text(out: Output, profile: Profile, allowed: _Allowed) -> None:
     out.result(f"{profile.name}: {profile.summary}")
     out.result(f"\nrecipe {profile.recipe}\n    {profile.recipe_reason}")
+    out.result(f"\nformat {profile.format}\n    {profile.format_reason}")
     for entry in profile.devices:
         out.result(f"\n{entry.device}: {entry.reasons.get('device', '')}".rstrip(": "))
         for key, reason in entry.reasons.items():
@@ -103,7 +105,10 @@ def _show_text(out: Output, profile: Profile, allowed: _Allowed) -> None:
                 continue
             value = entry.properties.get(key, getattr(entry, key, ""))
             out.result(f"  {key} = {value}\n      {reason}")
-    out.result("\nrecipes")
+    out.result("\nONNX Runtime, where the ONNX form is exported")
+    for key, reason in profile.onnx.reasons.items():
+        out.result(f"  {key} = {getattr(profile.onnx, key)}\n      {reason}")
+    out.result("\nrecipes, with OpenVINO (ONNX Runtime takes every recipe)")
     for recipe, devices in allowed.items():
         for device, choice in devices.items():
             mark = "yes" if choice.value else "no"

@@ -113,7 +113,10 @@ class GroupSizeFallback:
 
 @dataclass(frozen=True)
 class WeightsFacts:
-    """What compression did. `bits` counts parameters by the bits of one: {"4": ..., "8": ...}."""
+    """What compression did. `bits` counts parameters by the bits of one: {"4": ..., "8": ...}.
+
+    `weights_bytes` is the size of the weights' files, of all formats together.
+    """
 
     num_tensors: int
     weights_bytes: int

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_edge.errors import PackageError, format_bytes, join_problems
-from qwen_edge.runtime.manifest import MANIFEST_NAME, FileFacts, Manifest
+from qwen_edge.runtime.manifest import FORMAT_FILES, MANIFEST_NAME, FileFacts, Manifest
 from qwen_edge.runtime.plain_name import check_plain_name
 
 _CHUNK_BYTES = 4 << 20  # large enough that hashing, not reading, sets the pace
@@ -230,6 +230,8 @@ def _list_problems(folder: Path, manifest: Manifest) -> VerifyReport:
     irregular = []
     for name in sorted(on_disk & manifest.files.keys()):
         what = _why_not_regular(folder / name)
+        if what is None and name in FORMAT_FILES["onnx"]:
+            what = _why_shared(folder / name)
         if what:
             irregular.append((name, what))
     return VerifyReport(
@@ -332,6 +334,13 @@ def _why_not_regular(path: Path) -> str | None:
     if stat.S_ISDIR(mode):
         return "is a folder, expected a file"
     return "is a pipe, socket or device, expected a file"
+
+
+def _why_shared(path: Path) -> str | None:
+    """Return that a file is a hard link, which ONNX Runtime would follow out of the folder."""
+    if path.lstat().st_nlink > 1:
+        return "is a hard link to a file that stands elsewhere too, expected a copy of its own"
+    return None
 
 
 def _size_bytes(path: Path) -> int | None:
