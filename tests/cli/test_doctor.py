@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_edge.cli import doctor_command
+from qwen_edge.errors import DeviceError
 from qwen_edge.profiles.hardware import Hardware, probe_hardware
 from qwen_edge.profiles.providers import NOT_HERE, load_providers
 from qwen_edge.runtime.devices import DeviceReport
@@ -252,3 +253,19 @@ def test_the_real_machine(program: Any) -> None:
     found = [entry for entry in data["findings"] if entry["level"] == "problem"]
     assert done.returncode == (1 if found else 0)
     assert data["hardware"]["num_logical_cores"] >= 1
+
+
+def test_a_broken_openvino_is_one_problem_with_a_fix(
+    cli: Any, machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a first user: it was three notes about drivers."""
+    machine()
+
+    def fail() -> None:
+        raise DeviceError("OpenVINO could not be imported: no such library.", "pip install it")
+
+    monkeypatch.setattr("qwen_edge.runtime.engine.import_openvino", fail)
+    [found] = problems(cli)
+    assert found["what"] == "OpenVINO could not be imported: no such library"
+    assert found["fix"] == "pip install it"
+    assert not [line for line in findings(cli) if "driver" in line]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from qwen_edge.errors import MissingExtraError
-from qwen_edge.runtime.manifest import Manifest, OnnxFacts
+from qwen_edge.errors import DeviceError, MissingExtraError
+from qwen_edge.runtime.manifest import MODEL_ONNX_DATA, Manifest, OnnxFacts
 from qwen_edge.runtime.package import hash_file, read_manifest, write_manifest
 
 GOLDEN = "qwen_edge.runtime.golden.run_golden_tokens"
@@ -237,3 +237,23 @@ def test_a_format_the_package_does_not_hold_is_refused(cli: Any, demo_package: P
     outcome = cli("verify", demo_package, "--backend", "onx")
     assert (outcome.code, outcome.out) == (2, "")
     assert "backend is 'onx'. Did you mean 'onnx'?" in outcome.err
+
+
+def test_an_engine_that_fails_does_not_keep_the_other_from_being_tried(
+    cli: Any, two_formats: Path, golden: Any
+) -> None:
+    asked = golden(openvino=DeviceError("OpenVINO could not be imported.", "install it again"))
+    outcome = cli("verify", two_formats)
+    assert asked == ["openvino", "onnx"]
+    assert (outcome.code, outcome.out) == (6, "")
+    assert "Error: OpenVINO could not be imported." in outcome.err
+
+
+def test_a_hard_link_is_found_without_running_the_model(
+    cli: Any, two_formats: Path, tmp_path: Path
+) -> None:
+    """ONNX Runtime would follow it; nothing else in the file tells where its bytes belong."""
+    (tmp_path / "elsewhere").hardlink_to(two_formats / MODEL_ONNX_DATA)
+    outcome = cli("verify", two_formats, "--files-only")
+    assert (outcome.code, outcome.out) == (3, "")
+    assert "'model.onnx.data' is a hard link" in outcome.err

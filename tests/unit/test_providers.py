@@ -176,6 +176,17 @@ def test_directml_is_kept_from_the_form_it_computes_wrongly() -> None:
     assert found.value.name == "DmlExecutionProvider"
 
 
+def test_what_no_system_like_this_has_is_said_first() -> None:
+    """Found by a first user on Linux, who was told to export in another form for DirectML."""
+    with pytest.raises(DeviceError, match="there is none for Linux") as caught:
+        choose_provider(
+            [CPU],
+            "DmlExecutionProvider",
+            unusable={"DmlExecutionProvider": "there is none for Linux"},
+        )
+    assert "portable" not in str(caught.value)
+
+
 # The probe.
 
 
