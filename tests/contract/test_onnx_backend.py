@@ -292,3 +292,64 @@ def test_running_an_onnx_model_never_imports_openvino(make_onnx: MakeOnnx, tmp_p
     assert done.stdout == f"{answer_greedily(make_onnx(), [1, 2, 3], 4, fmt='onnx')}\n"
     assert done.stderr == ""
     assert list(tmp_path.iterdir()) == []
+
+
+class InterruptedBinding:
+    """An IO binding whose n-th bind is followed by Ctrl-C."""
+
+    def __init__(self, binding: Any) -> None:
+        self._binding = binding
+        self.left = -1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._binding, name)
+
+    def bind_ortvalue_input(self, *arguments: Any) -> None:
+        self._binding.bind_ortvalue_input(*arguments)
+        self._count()
+
+    def bind_ortvalue_output(self, *arguments: Any) -> None:
+        self._binding.bind_ortvalue_output(*arguments)
+        self._count()
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("small_start")
+@pytest.mark.parametrize("what", ["grow", "step", "reset", "restore"])
+def test_ctrl_c_at_any_bind_leaves_a_backend_that_works(
+    make_onnx: MakeOnnx, open_onnx_model: Open, fresh: Fresh, what: str
+) -> None:
+    """Found in review: half of the arrays were new, and short prompts were refused ever after."""
+    backend = open_onnx_model(make_onnx(), max_context_tokens=64)
+    inner: Any = backend
+    interrupted = InterruptedBinding(inner._binding)
+    inner._binding = inner._cache._binding = interrupted
+    ids = make_ids(30)
+    backend.forward(ids)
+    snapshot = backend.snapshot()
+    actions: dict[str, Callable[[], object]] = {
+        "grow": lambda: backend.forward(make_ids(50)),
+        "step": lambda: backend.forward([3]),
+        "reset": backend.reset,
+        "restore": lambda: backend.restore(snapshot),
+    }
+    num_interrupts = 0
+    for number in range(1, 20):
+        backend.reset()
+        if what != "grow":
+            backend.forward([7] if what == "step" else ids)
+        interrupted.left = number
+        try:
+            actions[what]()
+        except KeyboardInterrupt:
+            num_interrupts += 1
+        interrupted.left = -1
+        backend.reset()
+        for prompt in ([5], [1, 2, 3], ids):
+            assert np.abs(backend.forward(prompt) - fresh(prompt)).max() < TOLERANCE, number
+            backend.reset()
+    assert num_interrupts >= 1

@@ -211,6 +211,8 @@ def test_facts_and_files_of_the_onnx_form_belong_together() -> None:
     [
         ("accuracy_level", 2, "'onnx.accuracy_level' is 2, expected one of: 1, 4"),
         ("opset", 0, "'onnx.opset' is 0, expected 1 or more"),
+        ("max_context_tokens", 10**13, "expected 262144 or less"),
+        ("prefill_chunk_tokens", 10**13, "expected 262144 or less"),
         ("max_context_tokens", 0, "'onnx.max_context_tokens' is 0, expected 1 or more"),
         ("threads", 4, "'onnx.threads' is not a key of this format"),
     ],

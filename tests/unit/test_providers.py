@@ -353,3 +353,12 @@ def test_import_and_probe_touch_nothing(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.rglob("*")) == []
+
+
+def test_engine_that_could_not_be_set_up_is_refused_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found in review: the second import took what the first had refused."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
+    for _ in range(2):
+        with pytest.raises(DeviceError, match="could not be imported"):
+            import_onnxruntime()
+    assert all(report.reason is not None for report in probe_providers())

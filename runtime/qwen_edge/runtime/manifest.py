@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qwen_edge.errors import PackageError, join_problems
+from qwen_edge.profiles.device import MAX_CONTEXT_TOKENS
 from qwen_edge.runtime.plain_name import check_plain_name
 from qwen_edge.runtime.schema import SchemaError, parse_json, read_dataclass, to_json
 
@@ -386,6 +387,11 @@ def _range_problems(manifest: Manifest) -> list[str]:
         for key, value in counts.items()
         if value is not None and value < 1
     ]
+    if manifest.onnx is not None:
+        for key in ("max_context_tokens", "prefill_chunk_tokens"):
+            value = getattr(manifest.onnx, key)
+            if value > MAX_CONTEXT_TOKENS:
+                problems.append(f"'onnx.{key}' is {value}, expected {MAX_CONTEXT_TOKENS} or less")
     if not manifest.devices and MODEL_XML in manifest.files:
         problems.append("'devices' is empty, expected at least one device")
     return problems

@@ -5,6 +5,7 @@ process of its own, and the first answers of a provider other than the CPU's. It
 (`profiles/providers.py` does) and does not know text; `opening.py` calls it.
 """
 
+import importlib.metadata
 import logging
 import platform
 import time
@@ -218,6 +219,7 @@ def _record(folder: Path, kind: str, key: str = "") -> Record:
     facts = {
         "package_hash": package_hash(folder),
         "onnxruntime": str(import_onnxruntime().__version__),
+        "qwen-edge": importlib.metadata.version("qwen-edge"),
         "machine": platform.machine(),
     }
     return Record(kind, folder, facts, read_stamps(folder, _FILES), key)

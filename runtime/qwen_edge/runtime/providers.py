@@ -54,15 +54,15 @@ def import_onnxruntime() -> ModuleType:
         The environment of this process, and so of its children, has telemetry switched off. No
         socket is opened and no file written.
     """
-    is_first = sys.modules.get(_NAME) is None
-    if not is_first and os.environ.get(_NO_TELEMETRY) != "1":
+    was_imported = sys.modules.get(_NAME) is not None
+    if was_imported and os.environ.get(_NO_TELEMETRY) != "1":
         _LOGGER.warning("%s was imported before qwen-edge; it may send reports", _NAME)
     # Read when the library is loaded; the call below comes too late for its first report.
     os.environ[_NO_TELEMETRY] = "1"
     try:
         module = importlib.import_module(_NAME)
-        if is_first:
-            module.disable_telemetry_events()
+        module.disable_telemetry_events()
+        if not was_imported:  # else it is somebody else's to set
             module.set_default_logger_severity(_FATAL)
     except ModuleNotFoundError as error:
         if error.name != _NAME:
@@ -95,7 +95,7 @@ def probe_providers() -> tuple[ProviderReport, ...]:
     try:
         module = import_onnxruntime()
         built_in = tuple(module.get_available_providers())
-    except (EdgeError, RuntimeError) as error:
+    except (EdgeError, RuntimeError, AttributeError) as error:
         reason = error.problem if isinstance(error, EdgeError) else first_line(error)
         return tuple(ProviderReport(entry.name, entry.device, reason) for entry in load_providers())
     return tuple(

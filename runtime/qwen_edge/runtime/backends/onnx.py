@@ -73,7 +73,7 @@ class OnnxBackend:
         self._from_numpy = import_onnxruntime().OrtValue.ortvalue_from_numpy
         # Elsewhere what is bound is copied at once, and must be bound again when it changes.
         self._is_on_host = list(session.get_providers()) == [CPU_PROVIDER]
-        self._ones = np.ones((1, max_context_tokens), dtype=np.int64)
+        self._ones = np.ones((1, 0), dtype=np.int64)  # grows with the conversation
         self._one_id = np.zeros((1, 1), dtype=np.int64)
         self._bound_ids: Ids | None = None
         self._logits = np.zeros((1, 1, model.vocab_size), dtype=np.float32)
@@ -137,16 +137,21 @@ class OnnxBackend:
         """Forget everything."""
         self._ids.clear()
         if self._session is not None:
+            self._bound_ids = None
             self._cache.clear()
 
     def snapshot(self) -> CacheSnapshot:
         """Return a copy of the cache: its rows, array by array.
 
         Raises:
+            ResourceError: Memory did not suffice for a copy. Nothing changed.
             UsageError: The backend is closed.
         """
         self._check_open()
-        arrays = self._cache.read(len(self._ids)) if self._ids else []
+        try:
+            arrays = self._cache.read(len(self._ids)) if self._ids else []
+        except MemoryError as error:
+            raise self._stopped(error, len(self._ids)) from error
         for array in arrays:
             array.flags.writeable = False
         return CacheSnapshot(_KIND, self.vocab_size, tuple(self._ids), tuple(arrays))
@@ -169,9 +174,11 @@ class OnnxBackend:
             return
         try:
             self._cache.write(snapshot.arrays)
-        except MemoryError as error:
+        except BaseException as error:  # also for Ctrl-C, half way through the layers
             self.reset()
-            raise self._stopped(error, len(snapshot.token_ids)) from error
+            if isinstance(error, MemoryError):
+                raise self._stopped(error, len(snapshot.token_ids)) from error
+            raise
         self._ids = list(snapshot.token_ids)
 
     def close(self) -> None:
@@ -190,12 +197,19 @@ class OnnxBackend:
         try:
             self._cache.prepare(len(self._ids), end)
             self._bind_ids(token_ids)
-            self._bind(ATTENTION_MASK, self._ones[:, :end])
+            self._bind(ATTENTION_MASK, self._mask(end))
             self._session.run_with_iobinding(self._binding)
             self._cache.keep()
         except Exception as error:  # the engine's classes have no common one
             raise self._stopped(error, end) from error
         self._ids.extend(token_ids)
+
+    def _mask(self, end: int) -> Ids:
+        """Return int64 [1, end] of ones, of an array that is held here."""
+        if self._ones.shape[1] < end:
+            length = max(end, min(2 * end, self._max_context_tokens))
+            self._ones = np.ones((1, length), dtype=np.int64)
+        return self._ones[:, :end]
 
     def _bind_ids(self, token_ids: Sequence[int]) -> None:
         ids = self._one_id
@@ -204,6 +218,7 @@ class OnnxBackend:
         else:
             ids = np.array(token_ids, dtype=np.int64)[None]
         if ids is not self._bound_ids or not self._is_on_host:
+            self._bound_ids = None  # should Ctrl-C come in between, it is bound anew
             self._bind(INPUT_IDS, ids)
             self._bound_ids = ids
 

@@ -64,12 +64,13 @@ class SharedCache:
         self._names = cache_names(model)
         self._buffers: list[Rows] = []
         self._values: list[Any] = []
+        self._capacity = 0
         self._set_capacity(self._first_capacity)
 
     @property
     def capacity(self) -> int:
-        """Rows there is room for."""
-        return int(self._buffers[0].shape[2])
+        """Rows there is room for; 0 after an interruption, when the arrays may differ."""
+        return self._capacity
 
     @property
     def _first_capacity(self) -> int:
@@ -77,10 +78,10 @@ class SharedCache:
 
     def prepare(self, num_cached: int, num_rows: int) -> None:
         """Make room for `num_rows`, keeping the first `num_cached`."""
-        capacity = self.capacity
+        capacity = max(self._capacity, self._first_capacity)
         while capacity < num_rows:
             capacity *= 2
-        if capacity != self.capacity:
+        if capacity != self._capacity:
             self._set_capacity(min(capacity, self._max_context_tokens), num_kept=num_cached)
 
     def keep(self) -> None:
@@ -99,14 +100,14 @@ class SharedCache:
 
     def clear(self) -> None:
         """Let go of memory beyond that of an empty cache; rows are overwritten anyway."""
-        if self.capacity > self._first_capacity:
+        if self._capacity != self._first_capacity:
             self._set_capacity(self._first_capacity)
 
     def _set_capacity(self, capacity: int, *, num_kept: int = 0) -> None:
         """Replace the arrays one after the other, so that only one of them is there twice."""
         from_numpy = import_onnxruntime().OrtValue.ortvalue_from_numpy
         shape = (1, self._model.num_kv_heads, capacity, self._model.head_dim)
-        is_first = not self._buffers
+        self._capacity = 0  # nothing can be relied on until all are bound
         for index, (past, present) in enumerate(self._names):
             # Zeros, since what lies there unseen must not become NaN times 0; and the system
             # gives them page by page, as they are written.
@@ -116,11 +117,10 @@ class SharedCache:
             value = from_numpy(buffer)
             self._binding.bind_ortvalue_input(past, value)
             self._binding.bind_ortvalue_output(present, value)
-            if is_first:
-                self._buffers.append(buffer)
-                self._values.append(value)
-            else:
-                self._buffers[index], self._values[index] = buffer, value
+            # What was bound before is let go of only now that the engine has another.
+            self._buffers[index : index + 1] = [buffer]
+            self._values[index : index + 1] = [value]
+        self._capacity = capacity
 
 
 class GrowingCache:

@@ -32,6 +32,8 @@ from qwen_edge.runtime.backends.onnx_proto import EXPORT_AGAIN
 from qwen_edge.runtime.backends.onnx_session import CPU_PROVIDER, create_session
 from qwen_edge.runtime.providers import import_onnxruntime
 
+_MORE_MEMORY = "close other programs, or use a package of fewer bits."
+_KILLED = -9  # SIGKILL: what Linux does when memory runs out; no code on Windows is negative
 _LOGGER = logging.getLogger(__name__)
 # None that Python itself uses.
 _EXIT_REFUSED, _EXIT_MISSING, _EXIT_NO_ENGINE, _EXIT_NO_MEMORY = 65, 66, 67, 68
@@ -58,21 +60,21 @@ def try_in_child(folder: Path | str, *, timeout_s: float) -> None:
             slow disk can take a minute.
 
     Raises:
-        PackageError: `read_onnx` refuses the model, or the child did, died or took too long;
-            the text has the last line it wrote.
+        PackageError: `read_onnx` refuses the model, or the child did, or died; the text has the
+            last line it wrote.
         MissingExtraError: ONNX Runtime is not installed.
-        DeviceError: ONNX Runtime is installed, and cannot be imported.
-        ResourceError: Memory did not suffice.
+        DeviceError: ONNX Runtime is installed and cannot be imported, or it took too long.
+        ResourceError: Memory did not suffice, or the system ended the child as if it did not.
 
     State:
         Changes nothing here. Where no child can be started, the trial is left out and a warning
-        logged: a frozen application is its own `sys.executable`, and starting it again would
-        open the application a second time; an embedded interpreter may have none; a sandbox
+        logged: a frozen application, or one that embeds Python, may be its own
+        `sys.executable`, and starting that would open the application a second time; a sandbox
         may forbid it. What `read_onnx` checks is then all that was checked.
     """
     folder = Path(folder)
     read_onnx(folder)
-    if getattr(sys, "frozen", False) or not sys.executable:
+    if not _has_interpreter():
         _LOGGER.warning("The model was not tried in a child process: there is no interpreter")
         return
     try:
@@ -80,26 +82,41 @@ def try_in_child(folder: Path | str, *, timeout_s: float) -> None:
     except OSError as error:
         _LOGGER.warning("The model was not tried in a child process: %s", error)
         return
+    if returncode != 0:
+        raise _failure(folder, returncode, last_line, timeout_s)
+
+
+def _failure(folder: Path, returncode: int | None, last_line: str, timeout_s: float) -> EdgeError:
+    """Return what the end of the child means: the package's fault, or this machine's."""
     if returncode == _EXIT_MISSING:
-        raise MissingExtraError(
+        return MissingExtraError(
             "Running ONNX models needs 'onnxruntime', which is not installed.",
             "pip install 'qwen-edge[onnx]'",
         )
     if returncode == _EXIT_NO_ENGINE:
-        raise DeviceError(f"{last_line}.", "run `qwen-edge doctor`.")
+        return DeviceError(f"{last_line}.", "run `qwen-edge doctor`.")
     if returncode == _EXIT_NO_MEMORY:
-        raise ResourceError(
-            f"{last_line}.", "close other programs, or use a package of fewer bits."
-        )
-    if returncode != 0:
-        raise PackageError(
-            f"The ONNX model in {str(folder)!r} was not loaded: {_describe(returncode, timeout_s)}"
-            f"{f': {last_line}' if last_line else ''}.",
-            EXPORT_AGAIN,
-            path=str(folder),
-            returncode=returncode,
-            last_line=last_line,
-        )
+        return ResourceError(f"{last_line}.", _MORE_MEMORY)
+    how = _describe(returncode, timeout_s)
+    problem = f"The ONNX model in {str(folder)!r} was not loaded: {how}"
+    if returncode is None:
+        fix = "try again when the machine is less busy, or copy the package to a faster disk."
+        return DeviceError(f"{problem}.", fix, path=str(folder))
+    if returncode == _KILLED:
+        return ResourceError(f"{problem}.", _MORE_MEMORY, path=str(folder))
+    return PackageError(
+        f"{problem}{f': {last_line}' if last_line else ''}.",
+        EXPORT_AGAIN,
+        path=str(folder),
+        returncode=returncode,
+        last_line=last_line,
+    )
+
+
+def _has_interpreter() -> bool:
+    """Return whether `sys.executable` is a Python, and not an application that holds one."""
+    stem = Path(sys.executable or "").stem.lower()
+    return not getattr(sys, "frozen", False) and stem.startswith(("python", "pypy"))
 
 
 def _run_child(folder: Path, timeout_s: float) -> tuple[int | None, str]:
@@ -133,7 +150,9 @@ def _run_child(folder: Path, timeout_s: float) -> tuple[int | None, str]:
 def _environment() -> dict[str, str]:
     """Return the child's variables: few, and where this process finds its modules."""
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-    paths = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]  # noqa: PTH100
+    # An empty entry is the current folder, which must not come before what is installed.
+    entries = [entry for entry in sys.path if isinstance(entry, str) and entry]
+    paths = [os.path.abspath(entry) for entry in entries]  # noqa: PTH100
     return {
         **kept,
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
