@@ -319,7 +319,7 @@ class InterruptedBinding:
 
 
 @pytest.mark.usefixtures("small_start")
-@pytest.mark.parametrize("what", ["grow", "step", "reset", "restore"])
+@pytest.mark.parametrize("what", ["grow", "prompt", "step", "reset", "restore"])
 def test_ctrl_c_at_any_bind_leaves_a_backend_that_works(
     make_onnx: MakeOnnx, open_onnx_model: Open, fresh: Fresh, what: str
 ) -> None:
@@ -333,6 +333,7 @@ def test_ctrl_c_at_any_bind_leaves_a_backend_that_works(
     snapshot = backend.snapshot()
     actions: dict[str, Callable[[], object]] = {
         "grow": lambda: backend.forward(make_ids(50)),
+        "prompt": lambda: backend.forward([1, 2]),
         "step": lambda: backend.forward([3]),
         "reset": backend.reset,
         "restore": lambda: backend.restore(snapshot),
@@ -341,7 +342,7 @@ def test_ctrl_c_at_any_bind_leaves_a_backend_that_works(
     for number in range(1, 20):
         backend.reset()
         if what != "grow":
-            backend.forward([7] if what == "step" else ids)
+            backend.forward(ids if what in {"reset", "restore"} else [7])
         interrupted.left = number
         try:
             actions[what]()
