@@ -1,6 +1,7 @@
 """Measure an export: wall time, peak memory, bytes written. Last line: JSON.
 
     python scripts/bench_export.py [--checkpoint DIR] [--recipe int4 --recipe int4-awq]
+                                   [--format openvino|onnx|both]
 
 Without a checkpoint it writes one with Qwen3-4B's shapes and random weights, and removes it
 afterwards. Every export runs in a process of its own, the whole command as a person types it:
@@ -21,18 +22,22 @@ from make_random_checkpoint import SHAPES, write_checkpoint
 from process_memory import MemorySampler
 
 
-def measure(checkpoint: Path, recipe: str, profile: str, folder: Path) -> dict[str, float]:
+def measure(
+    checkpoint: Path, recipe: str, profile: str, fmt: str, folder: Path
+) -> dict[str, float]:
     """Run one export and return its figures.
 
     Args:
         checkpoint: What to export.
         recipe: Recipe name.
         profile: Profile name.
+        fmt: "openvino", "onnx" or "both".
         folder: Where to write the package; removed by the caller.
     """
     output = folder / f"bench-{recipe}"
     command = [sys.executable, "-m", "qwen_edge.cli", "export", str(checkpoint), "--quiet"]
-    command += ["--recipe", recipe, "--profile", profile, "--output", str(output), "--force"]
+    command += ["--recipe", recipe, "--profile", profile, "--format", fmt]
+    command += ["--output", str(output), "--force"]
     start = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     with MemorySampler(process.pid) as memory:
@@ -64,6 +69,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen3-4b")
     parser.add_argument("--recipe", action="append", dest="recipes")
     parser.add_argument("--profile", default="core-ultra")
+    parser.add_argument("--format", choices=["openvino", "onnx", "both"], default="openvino")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
     arguments = parser.parse_args()
@@ -78,14 +84,15 @@ def main() -> None:
         rounds: dict[str, list[dict[str, float]]] = {recipe: [] for recipe in recipes}
         for number in range(arguments.rounds):
             for recipe in recipes if number % 2 == 0 else reversed(recipes):
-                figures = measure(checkpoint, recipe, arguments.profile, folder)
+                figures = measure(checkpoint, recipe, arguments.profile, arguments.format, folder)
                 print(f"{recipe}: {figures}", file=sys.stderr, flush=True)
                 rounds[recipe].append(figures)
     result = {
         recipe: {key: median(entry[key] for entry in entries) for key in entries[0]}
         for recipe, entries in rounds.items()
     }
-    print(json.dumps({"cores": os.cpu_count(), "rounds": arguments.rounds, "exports": result}))
+    facts = {"cores": os.cpu_count(), "rounds": arguments.rounds, "format": arguments.format}
+    print(json.dumps(facts | {"exports": result}))
 
 
 if __name__ == "__main__":

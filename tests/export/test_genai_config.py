@@ -235,7 +235,7 @@ def test_onnxruntime_genai_answers_as_the_model_does(
 ) -> None:
     """Greedy tokens are those of a bare loop; the file's own sampling is accepted as well.
 
-    Nothing ends the answer before its length: id 0 is no token of these texts.
+    Nothing ends the greedy answer before its length: id 0 is no token of these texts.
     """
     case, recipe, facts = RUNS[name]
     checkpoint = DEMO if case is None else make_checkpoint(tmp_path / "c", case[0], **case[1])
@@ -260,5 +260,6 @@ def test_onnxruntime_genai_answers_as_the_model_does(
     while len(tokens) < NUM_STEPS:
         tokens.append(int(run.forward(tokens[-1:]).argmax()))
     assert answer["greedy"] == tokens
-    assert len(answer["sampled"]) == NUM_STEPS
+    # Sampling may come upon id 0 by chance, which ends it.
+    assert 1 <= len(answer["sampled"]) <= NUM_STEPS
     assert answer["ids"] == demo_tokenizer.encode("<|im_start|>user\nHello!", allow_special=True)
