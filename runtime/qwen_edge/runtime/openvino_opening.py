@@ -29,8 +29,10 @@ from qwen_edge.runtime.engine import import_openvino
 from qwen_edge.runtime.manifest import MODEL_BIN, MODEL_XML, DeviceSettings, Manifest
 from qwen_edge.runtime.memory import check_memory, estimate_memory
 from qwen_edge.runtime.package import check_sizes
+from qwen_edge.runtime.records import read_stamps
 
 _LOGGER = logging.getLogger(__name__)
+_FILES = (MODEL_XML, MODEL_BIN)
 
 
 def open_openvino_backend(
@@ -99,7 +101,7 @@ def _open_on(
     check_memory(estimate, probe_hardware().available_memory_bytes, settings.device)
     # A mapped file that is shorter than the engine believes ends the process: look again now.
     check_sizes(folder, manifest)
-    stamps = _stamps(folder)
+    stamps = read_stamps(folder, _FILES)
     model = read_ir(folder / MODEL_XML)
     _check_ports(model, manifest)
     is_static = settings.max_prompt_tokens is not None
@@ -109,7 +111,7 @@ def _open_on(
     if threads is not None and settings.device == "CPU":
         properties["INFERENCE_NUM_THREADS"] = threads
     compiled = compile_model(model, settings.device, properties)
-    if _stamps(folder) != stamps:
+    if read_stamps(folder, _FILES) != stamps:
         raise PackageError(
             f"The package {str(folder)!r} was changed while it was being loaded.",
             "load it again when whatever writes there is done.",
@@ -157,9 +159,3 @@ def _check_ports(model: Any, manifest: Manifest) -> None:
             f"{MODEL_XML!r} is not the decoder its manifest describes: {problem}.",
             "export the package again.",
         )
-
-
-def _stamps(folder: Path) -> tuple[tuple[int, int, int], ...]:
-    """Return (size, modification time, inode) of the two files the engine reads."""
-    facts = [(folder / name).stat() for name in (MODEL_XML, MODEL_BIN)]
-    return tuple((fact.st_size, fact.st_mtime_ns, fact.st_ino) for fact in facts)
