@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 
-from qwen_edge.errors import ParityError, ResourceError, UsageError
+from qwen_edge.errors import (
+    ParityError,
+    ResourceError,
+    UnsupportedArchitectureError,
+    UsageError,
+)
 from qwen_edge.export import ExportRequest, ExportResult, export, prepare_export
 from qwen_edge.export.golden import check_golden_tokens
 from qwen_edge.runtime import load
@@ -177,3 +182,18 @@ def test_an_exception_in_any_step_leaves_the_earlier_package(
         run("demo", package, "both", force=True)
     assert hashes(package) == before
     assert [path.name for path in tmp_path.iterdir()] == ["package"]
+
+
+def test_heads_without_an_attention_are_refused_before_the_weights_are_touched(
+    tmp_path: Path, make_checkpoint: CheckpointMaker
+) -> None:
+    source = make_checkpoint(tmp_path / "source", head_dim=24)
+    steps: list[str] = []
+    request = ExportRequest(
+        str(source), "generic-x86", recipe="int8", format="onnx", output=tmp_path / "package"
+    )
+    with pytest.raises(UnsupportedArchitectureError, match="24 dimensions") as caught:
+        export(request, lambda step, done, total: steps.append(step))
+    assert "--portable" in caught.value.fix
+    assert "compress weights" not in steps
+    assert run(source, tmp_path / "package", "onnx", recipe="int8", portable=True).folder.is_dir()

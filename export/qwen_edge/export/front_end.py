@@ -137,6 +137,11 @@ class NativeFrontEnd:
         self, folder: Path, formats: ModelFormats, report: Progress
     ) -> tuple[TensorReport, ...]:
         """Write the two files of each format and return what became of every matrix."""
+        if formats.onnx is not None and not formats.onnx.is_portable:
+            # Now, not when it is written: compressing takes the longest.
+            from qwen_edge.export.onnx_operators import check_head_dim
+
+            check_head_dim(self._spec.head_dim)
         total = self._spec.num_layers + 1
         with WeightStore(folder / SPOOL_NAME) as store:
             compressor = Compressor(self._checkpoint, self._spec, self._recipe, store)

@@ -90,7 +90,7 @@ class RuntimeOperators:
         builder: GraphBuilder,
         max_context_tokens: int,
     ) -> None:
-        _check_head_dim(spec.head_dim)
+        check_head_dim(spec.head_dim)
         self._spec = spec
         self._weights = weights
         self._builder = builder
@@ -233,8 +233,11 @@ class RuntimeOperators:
         return self._builder.initializer(cosine), self._builder.initializer(sine)
 
 
-def _check_head_dim(head_dim: int) -> None:
+def check_head_dim(head_dim: int) -> None:
     """Refuse what would be written, and then fail at the first token.
+
+    Raises:
+        UnsupportedArchitectureError: ONNX Runtime has no attention for heads of this size.
 
     Source:
         GroupQueryAttention on the CPU, ONNX Runtime 1.31: "head_size shall be a multiple of 16"

@@ -15,10 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from qwen_edge.errors import (
-    DeviceError,
     PackageError,
     ParityError,
-    ResourceError,
     UsageError,
     join_problems,
 )
@@ -44,6 +42,7 @@ from qwen_edge.runtime.memory import check_memory, estimate_memory
 from qwen_edge.runtime.package import check_sizes, package_hash
 from qwen_edge.runtime.providers import import_onnxruntime, probe_providers
 from qwen_edge.runtime.records import Record, is_recorded, read_stamps, write_record
+from qwen_edge.runtime.trying import try_in_order
 
 _LOGGER = logging.getLogger(__name__)
 _FILES = (MODEL_ONNX, MODEL_ONNX_DATA)
@@ -94,29 +93,20 @@ def open_onnx_backend(
     reports = probe_providers()
     available = tuple(report.name for report in reports if report.is_available)
     refusals = {report.name: report.reason for report in reports if report.reason is not None}
-    last_error: DeviceError | ParityError | ResourceError | None = None
-    while True:
-        try:
-            choice = choose_provider(
-                available, device, is_portable=facts.is_portable, unusable=refusals
-            )
-        except DeviceError as error:
-            # Too little memory is not the provider's fault: say that, where it was the last word.
-            if isinstance(last_error, ResourceError):
-                raise last_error from error
-            raise error from last_error
-        settings = _settings(facts, choice.value, threads)
-        try:
-            backend = _open_on(folder, manifest, choice.value, settings, threads=threads)
-        except (DeviceError, ParityError, ResourceError) as error:
-            if device.lower() != AUTO:
-                raise
-            _LOGGER.warning("%s", error.problem)
-            refusals[choice.value.name] = error.problem
-            last_error = error
-            continue
-        _LOGGER.info("Using %s", choice.reason)
-        return backend, Choice(settings, choice.reason)
+
+    def open_on(provider: Provider) -> Backend:
+        settings = _settings(facts, provider, threads)
+        return _open_on(folder, manifest, provider, settings, threads=threads)
+
+    backend, choice = try_in_order(
+        lambda: choose_provider(
+            available, device, is_portable=facts.is_portable, unusable=refusals
+        ),
+        open_on,
+        lambda provider, problem: refusals.update({provider.name: problem}),
+        is_auto=device.lower() == AUTO,
+    )
+    return backend, Choice(_settings(facts, choice.value, threads), choice.reason)
 
 
 def _facts(folder: Path, manifest: Manifest) -> OnnxFacts:

@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from qwen_edge.errors import DeviceError, PackageError, ResourceError
+from qwen_edge.errors import PackageError
 from qwen_edge.profiles.choose import AUTO, Choice, choose_device
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.runtime.backends.backend import Backend
@@ -30,6 +30,7 @@ from qwen_edge.runtime.manifest import MODEL_BIN, MODEL_XML, DeviceSettings, Man
 from qwen_edge.runtime.memory import check_memory, estimate_memory
 from qwen_edge.runtime.package import check_sizes
 from qwen_edge.runtime.records import read_stamps
+from qwen_edge.runtime.trying import try_in_order
 
 _LOGGER = logging.getLogger(__name__)
 _FILES = (MODEL_XML, MODEL_BIN)
@@ -71,26 +72,12 @@ def open_openvino_backend(
         for report in reports
         if report.reason is not None
     }
-    last_error: DeviceError | ResourceError | None = None
-    while True:
-        try:
-            choice = choose_device(manifest.devices, available, device, unusable=refusals)
-        except DeviceError as error:
-            # Too little memory is not the device's fault: say that, where it was the last word.
-            if isinstance(last_error, ResourceError):
-                raise last_error from error
-            raise error from last_error
-        try:
-            backend = _open_on(folder, manifest, choice.value, threads=threads)
-        except (DeviceError, ResourceError) as error:
-            if device.lower() != AUTO:
-                raise
-            _LOGGER.warning("%s", error.problem)
-            refusals[choice.value.device] = error.problem
-            last_error = error
-            continue
-        _LOGGER.info("Using %s", choice.reason)
-        return backend, choice
+    return try_in_order(
+        lambda: choose_device(manifest.devices, available, device, unusable=refusals),
+        lambda settings: _open_on(folder, manifest, settings, threads=threads),
+        lambda settings, problem: refusals.update({settings.device: problem}),
+        is_auto=device.lower() == AUTO,
+    )
 
 
 def _open_on(
