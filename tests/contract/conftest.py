@@ -30,7 +30,7 @@ from qwen_edge.export.openvino_graph import build_decoder
 from qwen_edge.export.weight_store import WeightStore
 from qwen_edge.profiles.providers import choose_provider
 from qwen_edge.profiles.recipe import load_recipe
-from qwen_edge.runtime.backends.backend import Backend, CacheSnapshot
+from qwen_edge.runtime.backends.backend import MAX_SCORED_TOKENS, Backend, CacheSnapshot
 from qwen_edge.runtime.backends.compiling import compile_model
 from qwen_edge.runtime.backends.fake import FakeBackend
 from qwen_edge.runtime.backends.last_logits import keep_last_logits
@@ -214,7 +214,7 @@ def make_decoder() -> Callable[..., Any]:
 def compiled() -> Any:
     """Return the tiny decoder compiled for exact arithmetic, its head cut."""
     model = build_tiny_decoder()
-    assert keep_last_logits(model)
+    assert keep_last_logits(model, MAX_SCORED_TOKENS)
     return compile_model(model, "CPU", EXACT)
 
 
@@ -322,7 +322,7 @@ def make_onnx(
 
 def open_session(folder: Path) -> tuple[Any, OnnxModel]:
     """Make a session for the CPU that computes in float32; two cores need no third thread."""
-    model = read_onnx(folder, accuracy_level=1)
+    model = read_onnx(folder, accuracy_level=1, num_last_positions=MAX_SCORED_TOKENS)
     provider = choose_provider([CPU_PROVIDER]).value
     return create_session(model, provider, accuracy_level=1, threads=1), model
 
@@ -616,6 +616,16 @@ def follow(backend: Backend, steps: Steps, fresh: Fresh, tolerance: float) -> No
                 sequence += new
                 difference = np.abs(backend.forward(new) - fresh(sequence)).max()
                 assert difference < tolerance, (action, amount, len(sequence))
+        elif action == "score":
+            count = min(amount, backend.max_context_tokens - len(sequence))
+            if count:
+                sequence += [next(source) for _ in range(count)]
+                rows = min(count, backend.max_scored_tokens)
+                scored = backend.forward_scored(sequence[-count:], num_scored=rows)
+                assert scored.shape == (rows, backend.vocab_size)
+                for row in (0, rows - 1):
+                    expected = fresh(sequence[: len(sequence) - rows + 1 + row])
+                    assert np.abs(scored[row] - expected).max() < tolerance, (row, amount)
         elif action == "reset":
             backend.reset()
             sequence.clear()

@@ -6,6 +6,7 @@ kinds too, so every line here also compares the two engines. `conftest.py` has t
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ actions = st.lists(
     st.one_of(
         st.tuples(st.just("feed"), st.integers(1, 4)),
         st.tuples(st.just("feed"), st.integers(5, 60)),
+        st.tuples(st.just("score"), st.integers(1, 24)),
         st.tuples(st.just("trim"), st.integers(0, 12)),
         st.tuples(st.just("trim share"), st.integers(0, 4)),
         st.tuples(st.just("reset"), st.just(0)),
@@ -118,6 +120,7 @@ def test_closed_backend_refuses_and_closes_twice(kind: Any) -> None:
     backend.reset()
     for refused in (
         lambda: backend.forward([1]),
+        lambda: backend.forward_scored([1], num_scored=1),
         backend.snapshot,
         lambda: backend.restore(snapshot),
     ):
@@ -132,6 +135,74 @@ def test_two_of_a_kind_do_not_share_a_cache(kind: Any) -> None:
     assert np.abs(logits - kind.fresh([1, 2, 3])).max() < kind.tolerance
     both = [*make_ids(20), 4]
     assert np.abs(one.forward([4]) - kind.fresh(both)).max() < kind.tolerance
+
+
+# Logits after several tokens.
+
+
+def test_all_kinds_but_fixed_shapes_score_sixteen_tokens_at_once(kind: Any) -> None:
+    expected = 1 if kind.name == "openvino-static" else 16
+    assert kind.make().max_scored_tokens == expected
+
+
+@pytest.mark.parametrize("num_scored", [1, 2, 5, 16])
+@pytest.mark.parametrize("num_before", [0, 21])
+def test_scored_rows_are_those_of_single_steps(kind: Any, num_before: int, num_scored: int) -> None:
+    """Also where the tokens are more than one call of the engine takes, 16 here."""
+    if kind.name == "openvino-static" and (num_scored > 1 or not num_before):
+        return  # gives one row, and takes a second to make
+    stepped, backend = kind.make_apart(), kind.make_apart()
+    ids = make_ids(num_before + 20)
+    if num_before:
+        stepped.forward(ids[:num_before])
+        backend.forward(ids[:num_before])
+    steps = np.stack([stepped.forward([token_id]) for token_id in ids[num_before:]])
+    for count in (num_scored, 20):
+        rows = backend.forward_scored(ids[num_before : num_before + count], num_scored=num_scored)
+        expected = steps[count - num_scored : count]
+        assert (rows.dtype, rows.shape) == (np.float32, (num_scored, VOCAB_SIZE))
+        assert np.abs(rows - expected).max() < kind.tolerance
+        rows[:] = 99  # they belong to the caller
+        assert backend.cached_tokens == num_before + count
+        backend.trim(count)
+
+
+def test_rejected_tokens_leave_no_trace(kind: Any) -> None:
+    """A step of one token after a step of many, as after a guess that was wrong."""
+    backend = kind.make()
+    most = backend.max_scored_tokens
+    ids, junk = make_ids(40), make_ids(16, seed=2)
+    backend.forward(ids[:10])
+    for num_cached in range(10, 40):
+        guess = [ids[num_cached], *junk][: 1 + num_cached % most]
+        rows = backend.forward_scored(guess, num_scored=len(guess))
+        backend.trim(len(guess) - 1)
+        expected = kind.fresh(ids[: num_cached + 1])
+        assert np.abs(rows[0] - expected).max() < kind.tolerance, num_cached
+        assert backend.cached_tokens == num_cached + 1
+
+
+@pytest.mark.parametrize("num_scored", [0, 4, 17])
+def test_more_rows_than_tokens_or_than_are_made_are_refused(kind: Any, num_scored: int) -> None:
+    backend = kind.make()
+    backend.forward([1, 2])
+    token_ids = make_ids(3 if num_scored < 17 else 20)
+    with pytest.raises(ValueError, match=f"num_scored is {num_scored}; expected 1 to"):
+        backend.forward_scored(token_ids, num_scored=num_scored)
+    assert backend.cached_tokens == 2
+    assert np.abs(backend.forward([3]) - kind.fresh([1, 2, 3])).max() < kind.tolerance
+
+
+def test_scoring_beyond_the_context_changes_nothing(kind: Any) -> None:
+    backend = kind.make()
+    limit, most = backend.max_context_tokens, backend.max_scored_tokens
+    ids = make_ids(limit)
+    backend.forward(ids[: limit - most])
+    with pytest.raises(ContextFullError):
+        backend.forward_scored([*ids[limit - most :], 1], num_scored=most)
+    assert backend.cached_tokens == limit - most
+    rows = backend.forward_scored(ids[limit - most :], num_scored=most)
+    assert np.abs(rows[-1] - kind.fresh(ids)).max() < kind.tolerance
 
 
 # Snapshots.
@@ -261,12 +332,17 @@ def test_logits_that_are_no_numbers_are_refused(poisoned_kind: Any, poison: floa
         backend.forward([1, 2])
     assert "qwen-edge verify" in caught.value.fix
     assert backend.cached_tokens == 0
+    most = min(2, backend.max_scored_tokens)
+    with pytest.raises(ParityError, match=f"of {64 * most} logits that are no finite numbers"):
+        backend.forward_scored([1, 2], num_scored=most)
+    assert backend.cached_tokens == 0
 
 
+@pytest.mark.parametrize("is_scored", [False, True], ids=["forward", "scored"])
 @pytest.mark.parametrize("is_late", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("error_type", [RuntimeError, KeyboardInterrupt], ids=["engine", "ctrl-c"])
 def test_failure_within_the_engine_empties_the_cache(
-    engine_kind: Any, error_type: type[BaseException], is_late: bool
+    engine_kind: Any, error_type: type[BaseException], is_late: bool, is_scored: bool
 ) -> None:
     """Whether the engine appended before it failed is unknown; the next answer is right."""
     backend = engine_kind.make()
@@ -275,8 +351,11 @@ def test_failure_within_the_engine_empties_the_cache(
     error = error_type(engine_kind.engine_error)
     engine_kind.break_engine(backend, error, is_late)
     expected = DeviceError if error_type is RuntimeError else KeyboardInterrupt
+    rows = min(backend.max_scored_tokens, 4)
+    scored = functools.partial(backend.forward_scored, num_scored=rows)
+    call = scored if is_scored else backend.forward
     with pytest.raises(expected) as caught:
-        backend.forward(ids[20:])
+        call(ids[20:])
     if isinstance(caught.value, DeviceError):
         num_tokens = 20 + min(engine_kind.fed_at_once, 10)
         words = f"stopped at {num_tokens} tokens of context: CL_OUT_OF_RESOURCES."

@@ -19,9 +19,10 @@ import pytest
 from qwen_edge.errors import ResourceError
 from qwen_edge.runtime.backends import onnx_cache
 from qwen_edge.runtime.backends.onnx import OnnxBackend
-from qwen_edge.runtime.generation import generate_tokens
+from qwen_edge.runtime.decoding.generation import generate_tokens
+from qwen_edge.runtime.decoding.picker import TokenPicker
+from qwen_edge.runtime.decoding.sampling import Sampler, SamplingParams
 from qwen_edge.runtime.golden import answer_greedily
-from qwen_edge.runtime.sampling import SamplingParams, make_sampler
 
 ROOT = Path(__file__).parents[2]
 VOCAB_SIZE = 64
@@ -37,8 +38,9 @@ def make_ids(count: int, seed: int = 1) -> list[int]:
 
 
 def continue_greedily(backend: OnnxBackend, prompt: list[int], num_tokens: int) -> list[int]:
-    greedy = make_sampler(SamplingParams(temperature=0.0))
-    return list(generate_tokens(backend, prompt, sample=greedy, max_new_tokens=num_tokens))
+    greedy = TokenPicker(Sampler(SamplingParams(temperature=0.0)))
+    tokens = generate_tokens(backend, prompt, picker=greedy, max_new_tokens=num_tokens)
+    return [token.token_id for token in tokens]
 
 
 @pytest.fixture
@@ -268,9 +270,10 @@ RUN_WITHOUT_OPENVINO = """
 import sys
 from pathlib import Path
 sys.modules["openvino"] = None
-from qwen_edge.runtime.generation import generate_tokens
+from qwen_edge.runtime.decoding.generation import generate_tokens
 from qwen_edge.runtime.golden import answer_greedily
-from qwen_edge.runtime.sampling import SamplingParams, make_sampler
+from qwen_edge.runtime.decoding.picker import TokenPicker
+from qwen_edge.runtime.decoding.sampling import Sampler, SamplingParams
 print(answer_greedily(Path(sys.argv[1]), [1, 2, 3], 4, fmt="onnx"))
 assert sys.modules["openvino"] is None
 """

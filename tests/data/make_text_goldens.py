@@ -1,4 +1,4 @@
-"""Writes what Transformers says about templates, token ids and sampling filters.
+"""Writes what Transformers says about templates, token ids and sampling.
 
 Run it with torch and Transformers installed; the tests read the files without either:
 
@@ -143,45 +143,86 @@ def make_chat_goldens() -> list[dict[str, Any]]:
     return goldens
 
 
-def make_sampling_goldens() -> list[dict[str, Any]]:
-    """Return kept ids and probabilities after Transformers' warpers."""
-    import torch
-    from transformers.generation.logits_process import (
-        LogitsProcessorList,
-        MinPLogitsWarper,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
+def transform(
+    settings: dict[str, Any], logits: list[float], prompt_ids: list[int]
+) -> tuple[list[int], list[float]]:
+    """Return the kept ids and their probabilities after Transformers' own list of processors.
 
-    settings = [
-        (temperature, top_k, top_p, min_p)
+    Args:
+        settings: Fields of `SamplingParams` that Transformers knows; the rest is off.
+        logits: One per token.
+        prompt_ids: What came before.
+    """
+    import torch
+    from transformers.generation.configuration_utils import GenerationConfig
+    from transformers.generation.utils import GenerationMixin
+
+    bias = settings.get("logit_bias", [])
+    config = GenerationConfig(
+        do_sample=True,
+        temperature=settings.get("temperature", 1.0),
+        top_k=settings.get("top_k", 0),
+        top_p=settings.get("top_p", 1.0),
+        min_p=settings.get("min_p") or None,
+        typical_p=settings.get("typical_p", 1.0),
+        repetition_penalty=float(settings.get("repetition_penalty", 1.0)),
+        sequence_bias={(token_id,): float(value) for token_id, value in bias} or None,
+        suppress_tokens=settings.get("banned_token_ids") or None,
+    )
+    # The method that `generate` calls; it decides what is used and in which order.
+    processors = GenerationMixin()._get_logits_processor(config, len(prompt_ids), device="cpu")
+    scores = processors(torch.tensor([prompt_ids]), torch.tensor([logits], dtype=torch.float32))[0]
+    kept = torch.nonzero(torch.isfinite(scores)).flatten().tolist()
+    return kept, torch.softmax(scores.double(), dim=0)[kept].tolist()
+
+
+def sampling_settings() -> list[dict[str, Any]]:
+    """Return the settings of the goldens."""
+    filters = [
+        {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         for temperature in (0.6, 1.0, 2.5)
         for top_k in (0, 1, 20)
         for top_p in (0.05, 0.8, 0.95, 1.0)
         for min_p in (0.0, 0.1, 1.0)
     ]
+    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    qwen = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.0}
+    single = [
+        *({"typical_p": typical_p} for typical_p in (0.05, 0.2, 0.5, 0.9, 0.99)),
+        *({"repetition_penalty": penalty} for penalty in (0.5, 1.1, 2.0)),
+        {"logit_bias": [[3, 5.0], [17, -100.0], [40, 0.25]]},
+        {"banned_token_ids": [0, 5, 47]},
+    ]
+    everything = {
+        "typical_p": 0.9,
+        "repetition_penalty": 1.3,
+        "logit_bias": [[3, 5.0], [8, 2.5], [17, -3.0]],
+        "banned_token_ids": [11, 30],
+    }
+    combined = [
+        {**qwen, "typical_p": 0.8},
+        {**qwen, "min_p": 0.05, **everything},
+        {"temperature": 1.5, "top_k": 0, "top_p": 0.9, "min_p": 0.02, **everything},
+        {"temperature": 2.0, "top_k": 30, "top_p": 0.99, "min_p": 0.0, **everything},
+    ]
+    return [*filters, *({**off, **fields} for fields in single), *combined]
+
+
+def make_sampling_goldens() -> list[dict[str, Any]]:
+    """Return kept ids and probabilities after Transformers' processors and warpers."""
+    import torch
+
     generator = torch.Generator().manual_seed(7)
     goldens = []
-    for temperature, top_k, top_p, min_p in settings:
+    for settings in sampling_settings():
         logits = (3 * torch.randn(48, generator=generator)).to(torch.float32)
         logits[5] = logits[11]  # ties are treated alike, unless a limit falls between them
-        warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
-        if top_k:
-            warpers.append(TopKLogitsWarper(top_k))
-        if top_p < 1.0:
-            warpers.append(TopPLogitsWarper(top_p))
-        if min_p > 0.0:
-            warpers.append(MinPLogitsWarper(min_p))
-        scores = warpers(torch.zeros(1, 1, dtype=torch.long), logits[None].clone())[0]
-        kept = torch.nonzero(torch.isfinite(scores)).flatten().tolist()
-        probabilities = torch.softmax(scores.double(), dim=0)[kept].tolist()
+        prompt_ids = [3, 8, 8, 20, 21, 33, 3]
+        kept, probabilities = transform(settings, logits.tolist(), prompt_ids)
         goldens.append(
             {
-                "temperature": temperature,
-                "top_k": top_k,
-                "top_p": top_p,
-                "min_p": min_p,
+                **settings,
+                "prompt_ids": prompt_ids,
                 "logits": [round(value, 9) for value in logits.tolist()],
                 "kept_ids": kept,
                 "probabilities": [round(value, 9) for value in probabilities],

@@ -160,3 +160,15 @@ def test_context_of_one_token_is_warmed_with_one() -> None:
     backend = FakeBackend([1], max_context_tokens=1)
     WarmingBackend(backend).wait_until_warm()
     assert backend.num_forward_tokens == 1
+
+
+def test_scoring_waits_for_the_warm_up_and_gives_the_backend_s_rows(slow: SlowBackend) -> None:
+    warming = WarmingBackend(slow)
+    assert warming.max_scored_tokens == slow.max_scored_tokens
+    threading.Timer(0.02, slow.released.set).start()
+    assert warming.forward_scored([1, 2, 3], num_scored=2).shape == (2, slow.vocab_size)
+    assert warming.is_warm
+    assert slow.cached_ids == [1, 2, 3]
+    warming.close()
+    with pytest.raises(UsageError, match="closed"):
+        warming.forward_scored([1], num_scored=1)

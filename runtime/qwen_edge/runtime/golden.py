@@ -10,7 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from qwen_edge.runtime.backends.backend import Backend
-from qwen_edge.runtime.generation import generate_tokens
+from qwen_edge.runtime.decoding.generation import generate_tokens
+from qwen_edge.runtime.decoding.picker import TokenPicker
+from qwen_edge.runtime.decoding.sampling import Sampler, SamplingParams
 from qwen_edge.runtime.manifest import (
     MODEL_XML,
     FormatName,
@@ -18,7 +20,6 @@ from qwen_edge.runtime.manifest import (
     Manifest,
     PropertyValue,
 )
-from qwen_edge.runtime.sampling import SamplingParams, make_sampler
 
 GOLDEN_PROPERTIES: Mapping[str, PropertyValue] = MappingProxyType(
     {
@@ -141,9 +142,10 @@ def answer_greedily(
         ResourceError: Memory did not suffice.
     """
     backend = _open(folder, len(prompt_ids) + num_tokens, properties, fmt)
-    greedy = make_sampler(SamplingParams(temperature=0.0))
+    picker = TokenPicker(Sampler(SamplingParams(temperature=0.0)))
     try:
-        return tuple(generate_tokens(backend, prompt_ids, sample=greedy, max_new_tokens=num_tokens))
+        tokens = generate_tokens(backend, prompt_ids, picker=picker, max_new_tokens=num_tokens)
+        return tuple(token.token_id for token in tokens)
     finally:
         backend.close()
 

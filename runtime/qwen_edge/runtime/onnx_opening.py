@@ -23,7 +23,7 @@ from qwen_edge.errors import (
 from qwen_edge.profiles.choose import AUTO, Choice
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.profiles.providers import Provider, choose_provider
-from qwen_edge.runtime.backends.backend import Backend
+from qwen_edge.runtime.backends.backend import MAX_SCORED_TOKENS, Backend
 from qwen_edge.runtime.backends.onnx import OnnxBackend
 from qwen_edge.runtime.backends.onnx_file import OnnxModel, read_onnx
 from qwen_edge.runtime.backends.onnx_session import CPU_PROVIDER, create_session
@@ -153,7 +153,9 @@ def _open_on(
     stamps = read_stamps(folder, _FILES)
     try_once(folder)
     facts = _facts(folder, manifest)
-    model = read_onnx(folder, accuracy_level=facts.accuracy_level)
+    model = read_onnx(
+        folder, accuracy_level=facts.accuracy_level, num_last_positions=MAX_SCORED_TOKENS
+    )
     _check_shape(model, manifest, facts)
     session = create_session(model, provider, accuracy_level=facts.accuracy_level, threads=threads)
     if read_stamps(folder, _FILES) != stamps:

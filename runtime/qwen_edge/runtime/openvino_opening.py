@@ -12,7 +12,7 @@ from typing import Any
 from qwen_edge.errors import PackageError
 from qwen_edge.profiles.choose import AUTO, Choice, choose_device
 from qwen_edge.profiles.hardware import probe_hardware
-from qwen_edge.runtime.backends.backend import Backend
+from qwen_edge.runtime.backends.backend import MAX_SCORED_TOKENS, Backend
 from qwen_edge.runtime.backends.compiling import compile_model, read_ir
 from qwen_edge.runtime.backends.decoder_request import (
     ATTENTION_MASK,
@@ -93,7 +93,7 @@ def _open_on(
     _check_ports(model, manifest)
     is_static = settings.max_prompt_tokens is not None
     if not is_static:  # the NPU plugin looks for the head itself and cuts it its own way
-        keep_last_logits(model)
+        keep_last_logits(model, MAX_SCORED_TOKENS)
     properties = dict(settings.properties)
     if threads is not None and settings.device == "CPU":
         properties["INFERENCE_NUM_THREADS"] = threads

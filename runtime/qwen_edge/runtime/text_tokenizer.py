@@ -51,6 +51,7 @@ class TextTokenizer:
         self._added_pattern = _any_of(self.added_tokens)
         self._byte_of_character = byte_of_character()
         self._bytes_of_id: dict[int, bytes] = {}
+        self._ids_with_text: dict[str, tuple[int, ...]] = {}
 
     @classmethod
     def load(cls, path: Path | str) -> "TextTokenizer":
@@ -79,6 +80,10 @@ class TextTokenizer:
         """One more than the largest id that stands for a token."""
         ids: Iterable[int] = self._tokenizer.get_vocab(with_added_tokens=True).values()
         return max(ids) + 1
+
+    def vocabulary(self) -> dict[str, int]:
+        """Return the id of every token, added ones too, in the tokenizer's own spelling."""
+        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
     def count_at_least(self, text: str) -> int:
         """Return a lower bound of the number of ids, much faster than counting them.
@@ -140,6 +145,10 @@ class TextTokenizer:
             text = self.normalize(text)
         return self._added_pattern.split(text)
 
+    def to_json(self) -> str:
+        """Return the content of its `tokenizer.json`, for an engine that needs a copy."""
+        return str(self._tokenizer.to_str())
+
     def normalize(self, text: str) -> str:
         """Return the text as the tokenizer sees it; for Qwen that is Unicode form NFC."""
         normalizer = self._tokenizer.normalizer
@@ -165,6 +174,21 @@ class TextTokenizer:
         known = self._bytes_of_id.get(token_id)
         if known is None:
             known = self._bytes_of_id[token_id] = self._compute_bytes(token_id)
+        return known
+
+    def tokens_with(self, text: str) -> tuple[int, ...]:
+        """Return the ids of all ordinary tokens in which a text occurs, in ascending order.
+
+        Args:
+            text: Not empty. Looked for as bytes, so a token may hold part of a character more.
+        """
+        known = self._ids_with_text.get(text)
+        if known is None:
+            character_of = {byte: character for character, byte in self._byte_of_character.items()}
+            sought = "".join(character_of[byte] for byte in text.encode("utf-8"))
+            vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
+            known = tuple(sorted(i for token, i in vocabulary.items() if sought in token))
+            self._ids_with_text[text] = known
         return known
 
     def _compute_bytes(self, token_id: int) -> bytes:

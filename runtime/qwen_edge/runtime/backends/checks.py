@@ -1,7 +1,7 @@
 """What every backend checks before it touches its cache and after, and how it says no."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -43,6 +43,20 @@ def check_room(cached_tokens: int, num_new: int, max_context_tokens: int) -> Non
             f"start a new conversation, or shorten it by {needed - max_context_tokens:,} tokens.",
             needed_tokens=needed,
             max_context_tokens=max_context_tokens,
+        )
+
+
+def check_num_scored(num_scored: int, num_tokens: int, max_scored_tokens: int) -> None:
+    """Refuse to give logits after no token, after more than there are, or than are made.
+
+    Raises:
+        ValueError: Naming the number and the limits.
+    """
+    limit = min(num_tokens, max_scored_tokens)
+    if not 1 <= num_scored <= limit:
+        raise ValueError(
+            f"num_scored is {num_scored}; expected 1 to {limit}, of {num_tokens} tokens with "
+            f"logits after at most {max_scored_tokens}"
         )
 
 
@@ -100,6 +114,15 @@ def check_snapshot(
             f"{expected[1]:,}"
         )
     check_room(0, len(snapshot.token_ids), max_context_tokens)
+
+
+def find_other_setting(found: Mapping[str, str], expected: Mapping[str, str]) -> str | None:
+    """Return the first of the settings that differs, as a clause for `unfit_snapshot`, or None."""
+    for name in (*expected, *found):
+        if found.get(name) != expected.get(name):
+            there, here = (each.get(name, "not set") for each in (found, expected))
+            return f"it was made with {name} {there}, and here that is {here}"
+    return None
 
 
 def unfit_snapshot(problem: str) -> UsageError:

@@ -4,14 +4,15 @@ Knows the names of the model's inputs and how the engine reports failure. It kee
 of the cache: `openvino.py` and `openvino_static.py` do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qwen_edge.errors import DeviceError
-from qwen_edge.runtime.backends.backend import Logits
+from qwen_edge.runtime.backends.backend import MAX_SCORED_TOKENS, LogitsRows
+from qwen_edge.runtime.backends.cache_variables import CacheVariables, read_cache_settings
 from qwen_edge.runtime.backends.checks import check_finite, closed_error
 from qwen_edge.runtime.engine import first_line, import_openvino
 
@@ -20,6 +21,7 @@ ATTENTION_MASK = "attention_mask"
 POSITION_IDS = "position_ids"
 BEAM_IDX = "beam_idx"
 LOGITS = "logits"
+_READ_AGAIN = "ask again; the conversation is then read from its start."
 
 Mask = npt.NDArray[np.int64]
 """int64 [1, rows]: 1 where a row of the cache is attended to."""
@@ -40,7 +42,15 @@ class DecoderRequest:
         self._tensor = import_openvino().Tensor
         self._device = device
         self._request: Any = _create_request(compiled, device)
-        self.vocab_size = int(compiled.output(LOGITS).get_partial_shape()[2].get_length())
+        _, num_scored, vocab_size = compiled.output(LOGITS).get_partial_shape()
+        self.vocab_size = int(vocab_size.get_length())
+        # -1 where the head was not cut: then there are logits of every position.
+        most = int(num_scored.get_max_length())
+        self.max_scored_tokens = MAX_SCORED_TOKENS if most < 0 else min(most, MAX_SCORED_TOKENS)
+        self.cache_settings: Mapping[str, str] = read_cache_settings(compiled, device)
+        self._variables = CacheVariables(
+            lambda: self._request.query_state(), self.cache_settings, self._tensor
+        )
         # A decode step writes into these two, so that they need binding once only.
         self._one_id = np.zeros((1, 1), dtype=np.int64)
         self._one_position = np.zeros((1, 1), dtype=np.int64)
@@ -86,19 +96,22 @@ class DecoderRequest:
                 engine_message=str(error),
             ) from error
 
-    def read_logits(self) -> Logits:
-        """Return the logits after the last token fed, float32 [vocab_size], owned by the caller.
+    def read_logits(self, num_scored: int = 1) -> LogitsRows:
+        """Return the logits after the last tokens fed, float32 [num_scored, vocab_size], a copy.
+
+        Args:
+            num_scored: From 1 to `max_scored_tokens`, and to the tokens of the last `run`.
 
         Raises:
             ParityError: One of them is NaN or infinite: no token can be chosen by them.
         """
-        data = self._request.get_tensor(LOGITS).data  # [1, n, vocab]: n or, sliced, 1
-        logits: Logits = np.array(data[0, -1], dtype=np.float32)
+        data = self._request.get_tensor(LOGITS).data  # [1, n, vocab]: all fed, or the last ones
+        logits: LogitsRows = np.array(data[0, -num_scored:], dtype=np.float32)
         check_finite(logits, self._device)
         return logits
 
     def keep_rows(self, rows: npt.NDArray[np.intp], num_rows: int) -> None:
-        """Drop all rows of the cache but these, one variable after the other.
+        """Drop all rows of the cache but these.
 
         Args:
             rows: Indices to keep, ascending.
@@ -107,70 +120,51 @@ class DecoderRequest:
         Raises:
             DeviceError: The engine refused. What the cache then holds is unknown.
         """
-
+        self.check_open()
         try:
-            for variable in self._request.query_state():
-                values = variable.state.data  # [1, kv_heads, rows, head_dim]
-                _check_rows(values.shape, num_rows)
-                kept = np.ascontiguousarray(values[:, :, rows])
-                variable.state = self._tensor(kept, shared_memory=False)
+            self._variables.keep(rows, num_rows)
         except RuntimeError as error:
-            raise DeviceError(
-                f"Device {self._device!r} did not let its cache be rewritten: {first_line(error)}.",
-                "ask again; the conversation is then read from its start.",
-                device=self._device,
-            ) from error
+            raise self._refused("did not let its cache be rewritten", error, _READ_AGAIN) from error
 
-    def read_rows(self, num_rows: int) -> list[npt.NDArray[Any]]:
-        """Return a copy of the cache: an array per variable, sorted by the variables' names.
-
-        Args:
-            num_rows: Rows the cache is expected to hold.
+    def pack_rows(self, rows: npt.NDArray[np.intp], num_rows: int) -> list[npt.NDArray[Any]]:
+        """Return a packed copy of some rows of the cache; see `CacheVariables.pack`.
 
         Raises:
             DeviceError: The engine refused, or keeps its cache in a form of its own.
             UsageError: The request is closed.
         """
-        arrays = []
+        self.check_open()
         try:
-            for variable in self._variables():
-                values = variable.state.data  # [1, kv_heads, rows, head_dim]
-                _check_rows(values.shape, num_rows)
-                arrays.append(np.array(values))
+            return self._variables.pack(rows, num_rows)
         except RuntimeError as error:
-            raise DeviceError(
-                f"Device {self._device!r} did not let its cache be read: {first_line(error)}.",
-                "go on without a snapshot, or use --device CPU.",
-                device=self._device,
-            ) from error
-        return arrays
+            fix = "go on without a snapshot, or use --device CPU."
+            raise self._refused("did not let its cache be read", error, fix) from error
 
-    def find_misfit(self, arrays: Sequence[npt.NDArray[Any]], num_rows: int) -> str | None:
-        """Return why arrays cannot be this model's cache of so many rows, or None."""
-        shapes = [tuple(variable.state.shape) for variable in self._variables()]
-        # Whatever it holds now, empty or not, heads and their size are the model's own.
-        expected = [(1, shape[1], num_rows, shape[3]) for shape in shapes if len(shape) == 4]
-        found = [array.shape for array in arrays]
-        if found == expected and all(array.dtype == np.float32 for array in arrays):
-            return None
-        return f"its arrays have shapes {found[:2]}, expected {expected[:2]}"
+    def find_misfit(self, arrays: Sequence[npt.NDArray[Any]], num_tokens: int) -> str | None:
+        """Return why packed rows cannot be this model's of so many tokens, or None."""
+        self.check_open()
+        try:
+            return self._variables.find_misfit(arrays, num_tokens)
+        except RuntimeError as error:
+            return first_line(error)
 
-    def write_rows(self, arrays: Sequence[npt.NDArray[Any]]) -> None:
-        """Put a copy of the cache, as `read_rows` gave it, in the place of what is there.
+    def write_rows(
+        self, arrays: Sequence[npt.NDArray[Any]], rows: npt.NDArray[np.intp], num_rows: int
+    ) -> bool:
+        """Put packed rows in the place of what is there; see `CacheVariables.write`.
+
+        Returns:
+            Whether the cache is, to the bit, the one that was packed.
 
         Raises:
             DeviceError: The engine refused. What the cache then holds is unknown.
             UsageError: The request is closed.
         """
+        self.check_open()
         try:
-            for variable, values in zip(self._variables(), arrays, strict=True):
-                variable.state = self._tensor(np.array(values), shared_memory=False)
+            return self._variables.write(arrays, rows, num_rows)
         except RuntimeError as error:
-            raise DeviceError(
-                f"Device {self._device!r} did not take a cache: {first_line(error)}.",
-                "ask again; the conversation is then read from its start.",
-                device=self._device,
-            ) from error
+            raise self._refused("did not take a cache", error, _READ_AGAIN) from error
 
     def check_open(self) -> None:
         """Refuse a closed request.
@@ -180,11 +174,6 @@ class DecoderRequest:
         """
         if self._request is None:
             raise closed_error()
-
-    def _variables(self) -> list[Any]:
-        self.check_open()
-        # The engine's order is by nothing that is promised, and differs between compilations.
-        return sorted(self._request.query_state(), key=lambda variable: str(variable.name))
 
     def reset(self) -> None:
         """Empty the engine's cache.
@@ -207,6 +196,11 @@ class DecoderRequest:
         """Let go of the engine's memory; calling it twice is harmless."""
         self._request = None
 
+    def _refused(self, what: str, error: RuntimeError, fix: str) -> DeviceError:
+        return DeviceError(
+            f"Device {self._device!r} {what}: {first_line(error)}.", fix, device=self._device
+        )
+
     def _bind(self, ids: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> None:
         if self._bound and self._bound[0] is ids:
             return
@@ -226,9 +220,3 @@ def _create_request(compiled: Any, device: str) -> Any:
             device=device,
             engine_message=str(error),
         ) from error
-
-
-def _check_rows(shape: tuple[int, ...], num_rows: int) -> None:
-    """Refuse a cache that is not [batch, kv_heads, rows, head_dim]: a plugin's own form."""
-    if len(shape) != 4 or shape[2] != num_rows:
-        raise RuntimeError(f"it has shape {shape}, expected {num_rows} rows")

@@ -9,8 +9,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from qwen_edge.errors import DeviceError
-from qwen_edge.runtime.backends.backend import CacheSnapshot, Logits
+from qwen_edge.runtime.backends.backend import (
+    MAX_SCORED_TOKENS,
+    CacheSnapshot,
+    Logits,
+    LogitsRows,
+)
 from qwen_edge.runtime.backends.checks import (
+    check_num_scored,
     check_room,
     check_snapshot,
     check_token_ids,
@@ -79,6 +85,11 @@ class FakeBackend:
         """Length of the logits."""
         return self._vocab_size
 
+    @property
+    def max_scored_tokens(self) -> int:
+        """Most tokens after which one call gives logits."""
+        return MAX_SCORED_TOKENS
+
     def forward(self, token_ids: Sequence[int]) -> Logits:
         """Append ids; return logits that favour the scripted one, float32 [vocab_size].
 
@@ -88,18 +99,30 @@ class FakeBackend:
             UsageError: The backend is closed.
             ValueError: No ids, or ids outside the vocabulary. Nothing changed.
         """
+        logits: Logits = self.forward_scored(token_ids, num_scored=1)[0]
+        return logits
+
+    def forward_scored(self, token_ids: Sequence[int], *, num_scored: int) -> LogitsRows:
+        """Append ids; return logits after each of the last ones, float32 [num_scored, vocab_size].
+
+        Raises:
+            As `forward`; ValueError also where `num_scored` is out of range.
+        """
         if self.is_closed:
             raise closed_error()
         check_token_ids(token_ids, self._vocab_size)
+        check_num_scored(num_scored, len(token_ids), self.max_scored_tokens)
         check_room(self.cached_tokens, len(token_ids), self._max_context_tokens)
         self.num_forward_calls += 1
         self.num_forward_tokens += len(token_ids)
         if self.num_forward_calls == self._fail_at_call:
             self.cached_ids.clear()
             raise DeviceError("The fake device refused, as it was told to.", "ask again.")
-        self.cached_ids.extend(token_ids)
-        logits = np.zeros(self._vocab_size, dtype=np.float32)
-        logits[self._next_id()] = _FAVOURED_LOGIT
+        logits = np.zeros((num_scored, self._vocab_size), dtype=np.float32)
+        for index, token_id in enumerate(token_ids, start=num_scored - len(token_ids)):
+            self.cached_ids.append(token_id)
+            if index >= 0:
+                logits[index, self._next_id()] = _FAVOURED_LOGIT
         return logits
 
     def trim(self, num_tokens: int) -> None:

@@ -46,7 +46,7 @@ def keep_last_logits(model: "ov.Model", num_positions: int = 1) -> bool:
     """
     if num_positions < 1:
         raise ValueError(f"num_positions is {num_positions}; it must be at least 1")
-    head = _find_head(model)
+    head = find_head(model)
     if head is None:
         return False
     openvino = import_openvino()
@@ -67,7 +67,7 @@ def keep_last_logits(model: "ov.Model", num_positions: int = 1) -> bool:
     return True
 
 
-def _find_head(model: "ov.Model") -> Any:
+def find_head(model: "ov.Model") -> Any:
     """Return the matrix product behind the logits, or None."""
     outputs = [output for output in model.outputs if _OUTPUT in output.get_names()]
     if not outputs:

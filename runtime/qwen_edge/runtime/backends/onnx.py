@@ -12,9 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from qwen_edge.errors import DeviceError, EdgeError, ResourceError
-from qwen_edge.runtime.backends.backend import CacheSnapshot, Logits
+from qwen_edge.runtime.backends.backend import (
+    MAX_SCORED_TOKENS,
+    CacheSnapshot,
+    Logits,
+    LogitsRows,
+)
 from qwen_edge.runtime.backends.checks import (
     check_finite,
+    check_num_scored,
     check_room,
     check_snapshot,
     check_token_ids,
@@ -22,6 +28,7 @@ from qwen_edge.runtime.backends.checks import (
     closed_error,
     unfit_snapshot,
 )
+from qwen_edge.runtime.backends.chunks import cut_into_chunks
 from qwen_edge.runtime.backends.onnx_cache import GrowingCache, OnnxCache, SharedCache
 from qwen_edge.runtime.backends.onnx_file import OnnxModel
 from qwen_edge.runtime.backends.onnx_session import (
@@ -76,9 +83,10 @@ class OnnxBackend:
         self._ones = np.ones((1, 0), dtype=np.int64)  # grows with the conversation
         self._one_id = np.zeros((1, 1), dtype=np.int64)
         self._bound_ids: Ids | None = None
-        self._logits = np.zeros((1, 1, model.vocab_size), dtype=np.float32)
+        self._logits = np.zeros((1, model.num_last_positions, model.vocab_size), dtype=np.float32)
+        self._num_bound_rows = 0
         self._binding: Any = session.io_binding()
-        self._bind_logits()
+        self._bind_logits(1)
         self._cache: OnnxCache
         if self._is_on_host and not model.is_portable:
             self._cache = SharedCache(self._binding, model, max_context_tokens=max_context_tokens)
@@ -111,17 +119,23 @@ class OnnxBackend:
             UsageError: The backend is closed.
             ValueError: No ids, or ids outside the vocabulary. Nothing changed.
         """
-        self._check_open()
-        check_token_ids(token_ids, self.vocab_size)
-        check_room(len(self._ids), len(token_ids), self._max_context_tokens)
-        try:
-            for start in range(0, len(token_ids), self._prefill_chunk_tokens):
-                self._append(token_ids[start : start + self._prefill_chunk_tokens])
-            return self._read_logits()
-        except BaseException:
-            # Also for Ctrl-C: whether the engine wrote before it is unknown.
-            self.reset()
-            raise
+        logits: Logits = self._compute(token_ids, 1)[0]
+        return logits
+
+    @property
+    def max_scored_tokens(self) -> int:
+        """Most tokens after which one call gives logits."""
+        return min(self._model.num_last_positions, MAX_SCORED_TOKENS, self._prefill_chunk_tokens)
+
+    def forward_scored(self, token_ids: Sequence[int], *, num_scored: int) -> LogitsRows:
+        """Append tokens; return the logits after each of the last ones, a copy.
+
+        Raises:
+            ValueError: `num_scored` is out of range. Nothing changed.
+            EdgeError: As `forward`.
+        """
+        check_num_scored(num_scored, len(token_ids), self.max_scored_tokens)
+        return self._compute(token_ids, num_scored)
 
     def trim(self, num_tokens: int) -> None:
         """Forget the last tokens; costs nothing in the engine.
@@ -192,12 +206,27 @@ class OnnxBackend:
         if self._session is None:
             raise closed_error()
 
+    def _compute(self, token_ids: Sequence[int], num_scored: int) -> LogitsRows:
+        """Append tokens; return the logits after each of the last ones."""
+        self._check_open()
+        check_token_ids(token_ids, self.vocab_size)
+        check_room(len(self._ids), len(token_ids), self._max_context_tokens)
+        try:
+            for chunk in cut_into_chunks(token_ids, self._prefill_chunk_tokens, num_scored):
+                self._append(chunk)
+            return self._read_logits(num_scored)
+        except BaseException:
+            # Also for Ctrl-C: whether the engine wrote before it is unknown.
+            self.reset()
+            raise
+
     def _append(self, token_ids: Sequence[int]) -> None:
         end = len(self._ids) + len(token_ids)
         try:
             self._cache.prepare(len(self._ids), end)
             self._bind_ids(token_ids)
             self._bind(ATTENTION_MASK, self._mask(end))
+            self._bind_logits(min(len(token_ids), self._model.num_last_positions))
             self._session.run_with_iobinding(self._binding)
             self._cache.keep()
         except Exception as error:  # the engine's classes have no common one
@@ -226,16 +255,23 @@ class OnnxBackend:
         """Bind an array that is held elsewhere for as long as it is bound."""
         self._binding.bind_ortvalue_input(name, self._from_numpy(array))
 
-    def _bind_logits(self) -> None:
+    def _bind_logits(self, num_rows: int) -> None:
+        """Bind room for as many rows as the call gives, which must be neither more nor fewer."""
+        if num_rows == self._num_bound_rows:
+            return
+        self._num_bound_rows = 0  # should Ctrl-C come in between, it is bound anew
         if self._is_on_host:
-            self._binding.bind_ortvalue_output(LOGITS, self._from_numpy(self._logits))
+            room = self._from_numpy(self._logits[:, :num_rows])
+            self._binding.bind_ortvalue_output(LOGITS, room)
         else:
             self._binding.bind_output(LOGITS)  # the engine brings them to the host
+        self._num_bound_rows = num_rows
 
-    def _read_logits(self) -> Logits:
-        if not self._is_on_host:
-            self._logits = self._binding.get_outputs()[0].numpy()
-        logits: Logits = np.array(self._logits[0, -1], dtype=np.float32)
+    def _read_logits(self, num_scored: int) -> LogitsRows:
+        """Return the last rows of the last call, float32 [num_scored, vocab_size], a copy."""
+        rows = self._logits[0] if self._is_on_host else self._binding.get_outputs()[0].numpy()[0]
+        first = self._num_bound_rows - num_scored
+        logits: LogitsRows = np.array(rows[first : self._num_bound_rows], dtype=np.float32)
         check_finite(logits, self._device)
         return logits
 

@@ -61,6 +61,7 @@ class OnnxModel:
         is_portable: True when attention is made of standard operators; present keys and values
             are then new arrays, and past and present cannot be one buffer.
         max_context_tokens: Positions that its rotary tables hold; None where it has none.
+        num_last_positions: Most positions, the last ones, for which it computes logits.
     """
 
     text: bytes
@@ -71,6 +72,7 @@ class OnnxModel:
     vocab_size: int
     is_portable: bool
     max_context_tokens: int | None = None
+    num_last_positions: int = 1
 
 
 def read_onnx(
@@ -130,6 +132,7 @@ def read_onnx(
         vocab_size=shape.vocab_size,
         is_portable=not any(node.op_type == "GroupQueryAttention" for node in nodes),
         max_context_tokens=max_context_tokens,
+        num_last_positions=num_last_positions,
     )
 
 

@@ -26,6 +26,7 @@ from qwen_edge.errors import (
     ResourceError,
 )
 from qwen_edge.profiles.providers import load_providers
+from qwen_edge.runtime.backends.backend import MAX_SCORED_TOKENS
 from qwen_edge.runtime.backends.onnx import OnnxBackend
 from qwen_edge.runtime.backends.onnx_file import read_onnx
 from qwen_edge.runtime.backends.onnx_proto import EXPORT_AGAIN
@@ -209,7 +210,7 @@ def _be_expendable() -> None:
 
 def _try(folder: Path) -> None:
     """Load and run the model as the backend does; what is wrong is raised, or ends the process."""
-    model = read_onnx(folder, accuracy_level=_ACCURACY_LEVEL)
+    model = read_onnx(folder, accuracy_level=_ACCURACY_LEVEL, num_last_positions=MAX_SCORED_TOKENS)
     provider = next(entry for entry in load_providers() if entry.name == CPU_PROVIDER)
     backend = OnnxBackend(
         create_session(model, provider, accuracy_level=_ACCURACY_LEVEL),

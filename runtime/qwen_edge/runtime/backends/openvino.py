@@ -11,16 +11,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from qwen_edge.errors import DeviceError
-from qwen_edge.runtime.backends.backend import CacheSnapshot, Logits
+from qwen_edge.runtime.backends.backend import CacheSnapshot, Logits, LogitsRows
 from qwen_edge.runtime.backends.checks import (
+    check_num_scored,
     check_room,
     check_snapshot,
     check_token_ids,
     check_trim,
+    find_other_setting,
     unfit_snapshot,
 )
+from qwen_edge.runtime.backends.chunks import cut_into_chunks
 from qwen_edge.runtime.backends.decoder_request import DecoderRequest
 
 _LOGGER = logging.getLogger(__name__)
@@ -94,16 +98,23 @@ class OpenVinoBackend:
             UsageError: The backend is closed.
             ValueError: No ids, or ids outside the vocabulary. Nothing changed.
         """
-        check_token_ids(token_ids, self._request.vocab_size)
-        check_room(len(self._ids), len(token_ids), self._max_context_tokens)
-        try:
-            self._make_room(len(token_ids))
-            self._feed(token_ids)
-            return self._request.read_logits()
-        except BaseException:
-            # Also for Ctrl-C: whether the engine appended before it is unknown.
-            self._forget()
-            raise
+        logits: Logits = self._compute(token_ids, 1)[0]
+        return logits
+
+    @property
+    def max_scored_tokens(self) -> int:
+        """Most tokens after which one call gives logits."""
+        return min(self._request.max_scored_tokens, self._prefill_chunk_tokens)
+
+    def forward_scored(self, token_ids: Sequence[int], *, num_scored: int) -> LogitsRows:
+        """Append tokens; return the logits after each of the last ones, a copy.
+
+        Raises:
+            ValueError: `num_scored` is out of range. Nothing changed.
+            EdgeError: As `forward`.
+        """
+        check_num_scored(num_scored, len(token_ids), self.max_scored_tokens)
+        return self._compute(token_ids, num_scored)
 
     def trim(self, num_tokens: int) -> None:
         """Forget the last tokens by making holes of them; costs nothing in the engine.
@@ -124,10 +135,10 @@ class OpenVinoBackend:
         self._forget()
 
     def snapshot(self) -> CacheSnapshot:
-        """Return a copy of the cache: its mask, and all its rows, holes among them.
+        """Return a copy of the cache: its mask, and the packed rows of its tokens.
 
-        Leaving the holes out would be a rewriting, which a cache of 8 bits does not survive bit
-        for bit; what the engine gives out and takes back it does.
+        A hole stays a hole, so that nothing moves when the cache comes back; what was in it is
+        left out, since nobody looks there.
 
         Raises:
             DeviceError: The engine keeps its cache in a form of its own.
@@ -136,18 +147,27 @@ class OpenVinoBackend:
         self._request.check_open()
         arrays = []
         if self._ids:
-            mask = self._mask[0, : self._num_rows].copy()
-            arrays = [mask, *self._request.read_rows(self._num_rows)]
+            mask = self._mask[0, : self._num_rows].astype(np.uint8)
+            arrays = [mask, *self._request.pack_rows(np.flatnonzero(mask), self._num_rows)]
         for array in arrays:
             array.flags.writeable = False
-        return CacheSnapshot(_KIND, self.vocab_size, tuple(self._ids), tuple(arrays))
+        return CacheSnapshot(
+            _KIND,
+            self.vocab_size,
+            tuple(self._ids),
+            tuple(arrays),
+            self._request.cache_settings,
+        )
 
     def restore(self, snapshot: CacheSnapshot) -> None:
         """Put a snapshot in the place of the cache; exact.
 
+        Where the engine does not arrive at the very cache that was copied, the tokens are fed
+        again instead.
+
         Raises:
-            UsageError: Another kind of backend or another model took it, or the backend is
-                closed. Nothing changed.
+            UsageError: Another kind of backend or another model took it, or one with other
+                settings; or the backend is closed. Nothing changed.
             ContextFullError: It has more rows than `max_context_tokens`. Nothing changed.
             DeviceError: The engine refused; the cache is empty now.
         """
@@ -158,16 +178,19 @@ class OpenVinoBackend:
         self._forget()
         if not snapshot.token_ids:
             return
-        mask, *rows = snapshot.arrays
+        mask, *packed = snapshot.arrays
         try:
-            self._request.write_rows(rows)
+            if self._request.write_rows(packed, np.flatnonzero(mask), mask.size):
+                self._num_rows = mask.size
+                self._mask[0, : mask.size] = mask
+                self._ids = list(snapshot.token_ids)
+                self._must_reset = False
+            else:
+                _LOGGER.warning("The copy of a cache did not come back to the bit")
+                self._read_again(snapshot.token_ids)
         except BaseException:
             self._forget()
             raise
-        self._num_rows = mask.size
-        self._mask[0, : mask.size] = mask
-        self._ids = list(snapshot.token_ids)
-        self._must_reset = False
 
     def close(self) -> None:
         """Release the engine. Calling it twice is harmless."""
@@ -176,21 +199,37 @@ class OpenVinoBackend:
 
     def _check_arrays(self, snapshot: CacheSnapshot) -> None:
         """Refuse arrays that are not this model's, or that have no room here."""
-        mask, rows = snapshot.arrays[:1], snapshot.arrays[1:]
-        problem = None
+        mask, packed = snapshot.arrays[:1], snapshot.arrays[1:]
+        settings = self._request.cache_settings
+        problem = find_other_setting(snapshot.settings, settings)
+        if problem is not None:
+            raise unfit_snapshot(problem)
         if not snapshot.token_ids:
             problem = "it has arrays of no tokens" if snapshot.arrays else None
-        elif not mask or mask[0].ndim != 1 or mask[0].sum() != len(snapshot.token_ids):
+        elif not mask or not _is_mask_of(mask[0], len(snapshot.token_ids)):
             problem = "its mask is not that of its tokens"
         else:
             check_room(0, mask[0].size, self._max_context_tokens)
-            problem = self._request.find_misfit(rows, mask[0].size)
+            problem = self._request.find_misfit(packed, len(snapshot.token_ids))
         if problem is not None:
             raise unfit_snapshot(problem)
 
-    def _feed(self, token_ids: Sequence[int]) -> None:
-        for start in range(0, len(token_ids), self._prefill_chunk_tokens):
-            self._append(token_ids[start : start + self._prefill_chunk_tokens])
+    def _compute(self, token_ids: Sequence[int], num_scored: int) -> LogitsRows:
+        """Append tokens; return the logits after each of the last ones."""
+        check_token_ids(token_ids, self._request.vocab_size)
+        check_room(len(self._ids), len(token_ids), self._max_context_tokens)
+        try:
+            self._make_room(len(token_ids))
+            self._feed(token_ids, num_scored)
+            return self._request.read_logits(num_scored)
+        except BaseException:
+            # Also for Ctrl-C: whether the engine appended before it is unknown.
+            self._forget()
+            raise
+
+    def _feed(self, token_ids: Sequence[int], num_scored: int = 1) -> None:
+        for chunk in cut_into_chunks(token_ids, self._prefill_chunk_tokens, num_scored):
+            self._append(chunk)
 
     def _append(self, token_ids: Sequence[int]) -> None:
         end = self._num_rows + len(token_ids)
@@ -223,12 +262,24 @@ class OpenVinoBackend:
         try:
             self._request.keep_rows(live, self._num_rows)
         except DeviceError as error:
-            _LOGGER.info("Reading %d tokens again: %s", live.size, error.problem)
-            ids = list(self._ids)
-            self._forget()
-            self._make_room(0)
-            self._feed(ids)
+            _LOGGER.info("The cache cannot be rewritten: %s", error.problem)
+            self._read_again(self._ids)
             return
         _LOGGER.debug("Rewrote the cache: %d rows, %d of them live", self._num_rows, live.size)
         self._num_rows = live.size
         self._mask[0, : self._num_rows] = 1
+
+    def _read_again(self, token_ids: Sequence[int]) -> None:
+        """Feed tokens to an empty cache."""
+        ids = list(token_ids)
+        _LOGGER.info("Reading %d tokens again", len(ids))
+        self._forget()
+        self._make_room(0)
+        self._feed(ids)
+
+
+def _is_mask_of(mask: npt.NDArray[Any], num_tokens: int) -> bool:
+    """Whether an array says of each row if it is one of so many tokens'."""
+    if mask.dtype != np.uint8 or mask.ndim != 1 or not mask.size:
+        return False
+    return int(mask.max()) == 1 and np.count_nonzero(mask) == num_tokens

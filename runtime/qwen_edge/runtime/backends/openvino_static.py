@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from qwen_edge.runtime.backends.backend import CacheSnapshot, Logits
+from qwen_edge.runtime.backends.backend import CacheSnapshot, Logits, LogitsRows
 from qwen_edge.runtime.backends.checks import (
+    check_num_scored,
     check_room,
     check_snapshot,
     check_token_ids,
@@ -86,10 +87,26 @@ class StaticOpenVinoBackend:
         check_room(len(self._ids), len(token_ids), self._max_context_tokens)
         try:
             self._append(token_ids)
-            return self._request.read_logits()
+            logits: Logits = self._request.read_logits()[0]
+            return logits
         except BaseException:
             self.reset()
             raise
+
+    @property
+    def max_scored_tokens(self) -> int:
+        """1: the plugin cuts its models to the last position, and steps are of one token."""
+        return 1
+
+    def forward_scored(self, token_ids: Sequence[int], *, num_scored: int) -> LogitsRows:
+        """Append tokens; return the logits after each of the last ones, a copy.
+
+        Raises:
+            ValueError: `num_scored` is out of range. Nothing changed.
+            EdgeError: As `forward`.
+        """
+        check_num_scored(num_scored, len(token_ids), self.max_scored_tokens)
+        return self.forward(token_ids)[None]
 
     def trim(self, num_tokens: int) -> None:
         """Forget the last tokens.

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from qwen_edge.errors import EdgeError
-from qwen_edge.runtime.backends.backend import Backend, CacheSnapshot, Logits
+from qwen_edge.runtime.backends.backend import Backend, CacheSnapshot, Logits, LogitsRows
 from qwen_edge.runtime.backends.checks import check_trim, closed_error
 
 _LOGGER = logging.getLogger(__name__)
@@ -80,6 +80,21 @@ class WarmingBackend:
         """
         self._wait_unless_closed()
         return self._backend.forward(token_ids)
+
+    @property
+    def max_scored_tokens(self) -> int:
+        """Most tokens after which one call gives logits."""
+        return self._backend.max_scored_tokens
+
+    def forward_scored(self, token_ids: Sequence[int], *, num_scored: int) -> LogitsRows:
+        """Wait where needed, then do as the backend does.
+
+        Raises:
+            UsageError: The backend is closed.
+            EdgeError: As the backend's `forward_scored`.
+        """
+        self._wait_unless_closed()
+        return self._backend.forward_scored(token_ids, num_scored=num_scored)
 
     def trim(self, num_tokens: int) -> None:
         """Forget the last tokens; does not wait."""
