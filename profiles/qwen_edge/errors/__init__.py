@@ -11,6 +11,7 @@ two texts and ends with `exit_code`. Any other exception that reaches a person i
     │   ├── RecipeNotSupportedError             the legality table says no
     │   ├── UnsupportedArchitectureError        no graph for this kind of model
     │   ├── MissingExtraError                   an optional dependency is not installed
+    │   ├── GrammarError                        an output format that cannot be compiled
     │   └── OutputFolderError                   the output folder is not ours or in use
     ├── PackageError                   exit 3   a model package is missing, broken or too new
     ├── CheckpointError                exit 4   a checkpoint is not what it says it is
@@ -18,6 +19,7 @@ two texts and ends with `exit_code`. Any other exception that reaches a person i
     ├── DeviceError                    exit 6   a device is absent or refused the model
     ├── ContextFullError               exit 7   the prompt or conversation outgrew the cache
     ├── ResourceError                  exit 8   disk or memory will not suffice
+    │   └── QueueFullError                      too many requests are waiting; ask again later
     └── ParityError                    exit 9   the exported model answers wrongly
 
 This package knows nothing of profiles, models or devices, and imports none of them.
@@ -28,10 +30,12 @@ from qwen_edge.errors.tree import (
     ContextFullError,
     DeviceError,
     EdgeError,
+    GrammarError,
     MissingExtraError,
     OutputFolderError,
     PackageError,
     ParityError,
+    QueueFullError,
     RecipeNotSupportedError,
     ResourceError,
     SourceError,
@@ -47,10 +51,12 @@ __all__ = [
     "ContextFullError",
     "DeviceError",
     "EdgeError",
+    "GrammarError",
     "MissingExtraError",
     "OutputFolderError",
     "PackageError",
     "ParityError",
+    "QueueFullError",
     "RecipeNotSupportedError",
     "ResourceError",
     "SourceError",

@@ -54,6 +54,10 @@ class MissingExtraError(UsageError):
     """An optional dependency is needed and not installed."""
 
 
+class GrammarError(UsageError):
+    """An output format cannot be compiled, or an answer left it."""
+
+
 class OutputFolderError(UsageError):
     """The output folder is not one of ours, is in use, or cannot be written."""
 
@@ -92,6 +96,10 @@ class ResourceError(EdgeError):
     """Disk or memory will not suffice, found out before work starts or during it."""
 
     exit_code = 8
+
+
+class QueueFullError(ResourceError):
+    """More requests are waiting than may; ask again later."""
 
 
 class ParityError(EdgeError):
