@@ -105,6 +105,18 @@ def attacked(place: str, text: str) -> tuple[list[dict[str, object]], list[dict[
         messages[2]["tool_calls"] = [{"name": "f", "arguments": f'{{"a": "{text}"}}'}]
     elif place == "tool-name":
         messages[2]["tool_calls"] = [{"name": text, "arguments": "{}"}]
+    elif place == "nested-argument":
+        deep = {"a": [{"b": {text: [text, {"c": f"{text}{text}"}]}}]}
+        messages[2]["tool_calls"] = [{"function": {"name": "f", "arguments": deep}}]
+    elif place == "parts":
+        parts = [{"type": "text", "text": part} for part in ("x", text[:3], text[3:])]
+        messages[1]["content"] = messages[3]["content"] = parts
+    elif place == "developer":
+        messages[0] = {"role": "developer", "content": text}
+    elif place == "tool-schema":
+        field = {"type": "string", "enum": [text], "description": text}
+        parameters = {"type": "object", "properties": {text: field}, "required": [text]}
+        tools[0] = {"type": "function", "function": {"name": text, "parameters": parameters}}
     else:
         tools[0]["description"] = text
     return messages, tools
@@ -119,6 +131,10 @@ PLACES = [
     "argument",
     "argument-text",
     "tool-name",
+    "nested-argument",
+    "parts",
+    "developer",
+    "tool-schema",
     "tool-description",
 ]
 
@@ -197,6 +213,7 @@ def test_the_marker_characters_themselves_survive(
         ([{"role": "user", "content": "x", "extra": object()}], "object"),
         ([{"role": "user", "content": "half \ud83d"}], "U\\+D83D at character 5"),
         (["text"], "str"),
+        ([{"role": "user", "content": "x", "extra": float("nan")}], "extra'\\] is nan"),
     ],
 )
 def test_malformed_messages_are_refused(messages: Any, says: str) -> None:

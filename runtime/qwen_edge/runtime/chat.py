@@ -11,12 +11,15 @@ This module knows nothing of caches or sampling; read `session.py` next.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Literal
 
-from qwen_edge.errors import UsageError, did_you_mean
+from qwen_edge.errors import EdgeError, UsageError, did_you_mean
+from qwen_edge.runtime.message_order import has_argument_texts, map_arguments, order_messages
+from qwen_edge.runtime.plain_data import MESSAGE_FIX, copy_plain, iter_texts, map_texts
 from qwen_edge.runtime.template import Template
 from qwen_edge.runtime.template_budget import MAX_OUTPUT_CHARS
-from qwen_edge.runtime.text_tokenizer import TextTokenizer, check_encodable
+from qwen_edge.runtime.text_tokenizer import TextTokenizer
 
 Message = Mapping[str, object]
 """One message: "role" and "content", for assistants also "reasoning_content", "tool_calls"."""
@@ -24,16 +27,13 @@ Message = Mapping[str, object]
 Thinking = Literal["switchable", "always", "never"]
 
 ROLES = ("system", "user", "assistant", "tool")
+_ROLE_OF_NAME = {"developer": "system"}  # what OpenAI's newer models call it
 _MAX_CONVERSATION_CHARS = MAX_OUTPUT_CHARS - 64 * 1024  # the rest is for the template's text
-_MAX_DEPTH = 64
 # Two of the code points that Unicode keeps out of texts, for use inside programs.
 _MARK_OPEN, _MARK_CLOSE = "\ufdd0", "\ufdd1"
 _MARKS = re.compile(f"([{_MARK_OPEN}{_MARK_CLOSE}])")
 _MARKER = re.compile(f"{_MARK_OPEN}([0-9]+){_MARK_CLOSE}")
-_FIX = 'pass messages like {"role": "user", "content": "Hello"}'
 _THINK_TAGS = ("<think>", "</think>")
-
-_TextMap = Callable[[str], str]
 
 
 class ChatTemplate:
@@ -48,7 +48,7 @@ class ChatTemplate:
         PackageError: The template is not usable; see `Template`.
 
     State:
-        Immutable.
+        Immutable, but for remembering what the template takes.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ChatTemplate:
             PackageError: The template failed.
         """
         self.check_thinking(thinking)
-        return self._render(check_messages(messages), _plain_tools(tools), thinking)
+        return self._render(self._read_messages(messages), _plain_tools(tools), thinking)
 
     def encode(
         self,
@@ -102,13 +102,13 @@ class ChatTemplate:
             PackageError: The template or the tokenizer failed.
         """
         self.check_thinking(thinking)
-        checked, plain_tools = check_messages(messages), _plain_tools(tools)
+        checked, plain_tools = self._read_messages(messages), _plain_tools(tools)
         if not _any_text([checked, plain_tools], self._tokenizer.has_added_token):
             rendered = self._render(checked, plain_tools, thinking)
             return self._tokenizer.encode(rendered, allow_special=True)
         markers = _Markers(self._tokenizer)
         hidden = [_hide_message(message, markers) for message in checked]
-        rendered = self._render(hidden, _map_texts(plain_tools, markers.hide), thinking)
+        rendered = self._render(hidden, map_texts(plain_tools, markers.hide), thinking)
         ids: list[int] = []
         for index, part in enumerate(self._tokenizer.split_added(rendered)):
             if index % 2:
@@ -131,6 +131,32 @@ class ChatTemplate:
                 "leave --no-think out, or use a model without thinking",
                 thinking=self._thinking,
             )
+
+    def _read_messages(self, messages: Sequence[Message]) -> list[dict[str, object]]:
+        """Return a plain copy of messages in a form that the template takes."""
+        plain = _plain_messages(messages)
+        if has_argument_texts(plain) and not self._takes_argument_texts:
+            return map_arguments(plain)
+        return plain
+
+    @cached_property
+    def _takes_argument_texts(self) -> bool:
+        """Whether the template writes the arguments of a tool call as they are, given a text."""
+        function = {"name": "f", "arguments": '{"a": 1}'}
+        call = {"type": "function", "function": function}
+        try:
+            text = self._render(
+                [
+                    {"role": "user", "content": "Q"},
+                    {"role": "assistant", "content": "", "tool_calls": [call]},
+                    {"role": "tool", "content": "1"},
+                ],
+                tools=None,
+                thinking=None,
+            )
+        except EdgeError:
+            return False  # what it asks for will be said of the conversation itself
+        return function["arguments"] in text
 
     def _render(self, messages: object, tools: object, thinking: bool | None) -> str:
         """Return the rendered text of checked messages."""
@@ -180,27 +206,44 @@ class _Markers:
         return self._hidden[int(digits)] if is_ours else match.group(0)
 
 
-def check_messages(messages: Sequence[Message]) -> list[dict[str, object]]:
-    """Return a plain copy of a conversation; raise UsageError where it is malformed.
+def check_messages(
+    messages: Sequence[Message], *, is_complete: bool = True
+) -> list[dict[str, object]]:
+    """Return a plain copy of a conversation that can be answered, or else be added to.
 
     Content in parts (`[{"type": "text", "text": …}]`) is joined; a missing content of an
-    assistant becomes an empty text.
+    assistant becomes an empty text; the role "developer" is "system". See `order_messages` for
+    the order and for tool calls.
+
+    Args:
+        messages: Oldest first. At least one.
+        is_complete: Whether it is to be answered now; otherwise it may end anywhere.
+
+    Raises:
+        UsageError: A message is malformed or cannot stand where it stands; the error names it.
     """
+    return order_messages(_plain_messages(messages), is_complete=is_complete)
+
+
+def _plain_messages(messages: Sequence[Message]) -> list[dict[str, object]]:
+    """Return a plain copy of messages in any order; raise UsageError where one is malformed."""
     if not messages:
-        raise UsageError("The conversation is empty; expected at least one message.", _FIX)
+        raise UsageError("The conversation is empty; expected at least one message.", MESSAGE_FIX)
     checked: list[dict[str, object]] = []
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         if not isinstance(message, Mapping):
-            raise UsageError(f"{where} is {type(message).__name__}; expected a mapping.", _FIX)
-        plain = _plain_data(message, where)
+            raise UsageError(
+                f"{where} is {type(message).__name__}; expected a mapping.", MESSAGE_FIX
+            )
+        plain = copy_plain(message, where)
         assert isinstance(plain, dict)
-        role = plain.get("role")
+        role = plain["role"] = _ROLE_OF_NAME.get(str(plain.get("role")), plain.get("role"))
         if role not in ROLES:
             raise UsageError(
                 f"{where} has the role {role!r}; expected one of {', '.join(ROLES)}."
                 f"{did_you_mean(str(role), ROLES)}",
-                _FIX,
+                MESSAGE_FIX,
                 role=role,
             )
         plain["content"] = _plain_content(plain.get("content"), str(role), where)
@@ -210,7 +253,7 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, object]]:
 
 def _check_size(messages: object, tools: object) -> None:
     """Raise UsageError when a conversation is longer than a template may write."""
-    num_chars = sum(len(text) for part in (messages, tools) for text in _iter_texts(part))
+    num_chars = sum(len(text) for part in (messages, tools) for text in iter_texts(part))
     if num_chars > _MAX_CONVERSATION_CHARS:
         raise UsageError(
             f"The conversation has {num_chars:,} characters; the limit is "
@@ -234,68 +277,23 @@ def _plain_content(content: object, role: str, where: str) -> str:
     raise UsageError(
         f"{where} has a content of type {type(content).__name__}; expected a text, or a list of "
         'parts like {"type": "text", "text": "Hello"}. This model reads text only.',
-        _FIX,
+        MESSAGE_FIX,
     )
 
 
 def _plain_tools(tools: Sequence[Mapping[str, object]] | None) -> object:
     """Return a plain copy of tool schemas."""
-    return None if tools is None else _plain_data(list(tools), "tools")
-
-
-def _plain_data(value: object, where: str, depth: int = 0) -> object:
-    """Return a copy of data in dicts and lists; raise UsageError for anything else."""
-    if depth > _MAX_DEPTH:
-        raise UsageError(f"{where} is nested more than {_MAX_DEPTH} deep.", "flatten it")
-    if isinstance(value, str):
-        check_encodable(value)
-        return value
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    if isinstance(value, Mapping):
-        return {
-            str(_plain_data(str(key), where)): _plain_data(item, f"{where}[{key!r}]", depth + 1)
-            for key, item in value.items()
-        }
-    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
-        return [_plain_data(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
-    raise UsageError(
-        f"{where} is of type {type(value).__name__}; expected plain data: texts, numbers, lists "
-        "and mappings.",
-        _FIX,
-    )
-
-
-def _iter_texts(value: object) -> "list[str]":
-    """Return all texts of plain data, keys included."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        return [text for pair in value.items() for part in pair for text in _iter_texts(part)]
-    if isinstance(value, list):
-        return [text for item in value for text in _iter_texts(item)]
-    return []
+    return None if tools is None else copy_plain(list(tools), "tools")
 
 
 def _any_text(value: object, test: Callable[[str], bool]) -> bool:
     """Whether any text of plain data passes a test."""
-    return any(map(test, _iter_texts(value)))
-
-
-def _map_texts(value: object, change: _TextMap) -> object:
-    """Return plain data with every text changed, keys included."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {change(key): _map_texts(item, change) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_map_texts(item, change) for item in value]
-    return value
+    return any(map(test, iter_texts(value)))
 
 
 def _hide_message(message: Mapping[str, object], markers: _Markers) -> dict[str, object]:
     """Return a message whose texts hold no control strings; its own keys stay."""
-    hidden = {key: _map_texts(value, markers.hide) for key, value in message.items()}
+    hidden = {key: map_texts(value, markers.hide) for key, value in message.items()}
     content = message["content"]
     has_own_reasoning = message.get("reasoning_content") is not None
     if message["role"] == "assistant" and isinstance(content, str) and not has_own_reasoning:
