@@ -1,8 +1,9 @@
 """The prefix cache: what is kept, trimmed and reset, and that it tells the truth.
 
-The last test is the law of the whole: whatever sessions do, the cache never changes an answer.
+The law of the whole: whatever sessions do, the cache never changes an answer.
 """
 
+import dataclasses
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_edge.errors import DeviceError
+from qwen_edge.errors import DeviceError, EdgeError, ResourceError, UsageError
+from qwen_edge.runtime.backends.backend import CacheSnapshot
 from qwen_edge.runtime.backends.fake import FakeBackend
 from qwen_edge.runtime.events import Event
 from qwen_edge.runtime.fake_model import CHAT_TEMPLATE, make_fake_tokenizer
 from qwen_edge.runtime.model import Model
-from qwen_edge.runtime.prefix_cache import PrefixCache
+from qwen_edge.runtime.parking import Parking
+from qwen_edge.runtime.prefix_cache import MIN_PARKED_TOKENS, PrefixCache
 from qwen_edge.runtime.session import Session
 
 IDS = st.lists(st.integers(0, 2), min_size=1, max_size=8)
@@ -152,3 +155,210 @@ def test_the_cache_never_changes_an_answer(steps: list[Step]) -> None:
             assert session.messages[-1]["content"] == text_of(events)
         else:
             assert session.messages == before
+
+
+# Conversations put aside.
+
+
+class CopyingBackend(FakeBackend):
+    """A fake whose copies have arrays, as those of engines do, and that counts them."""
+
+    num_copies = 0
+    num_restores = 0
+    error: EdgeError | None = None
+    restore_error: EdgeError | None = None
+
+    def snapshot(self) -> CacheSnapshot:
+        if self.error is not None:
+            raise self.error
+        self.num_copies += 1
+        rows = np.array(self.cached_ids, np.float32).reshape(1, 1, -1, 1)
+        return dataclasses.replace(super().snapshot(), arrays=(rows,) if rows.size else ())
+
+    def restore(self, snapshot: CacheSnapshot) -> None:
+        if self.restore_error is not None:
+            raise self.restore_error
+        self.num_restores += 1
+        assert [ids.ravel().tolist() for ids in snapshot.arrays] == [list(snapshot.token_ids)]
+        super().restore(snapshot)
+
+
+def numbers(start: int, count: int) -> list[int]:
+    return [(start + index * 7) % 250 for index in range(count)]
+
+
+def ask(cache: PrefixCache, backend: FakeBackend, prompt: list[int], owner: object) -> int:
+    """Feed a prompt as a session does; return how many ids had not to be."""
+    num_kept = cache.begin(prompt, owner=owner)
+    backend.forward(prompt[num_kept:])
+    assert list(cache.cached_ids) == backend.cached_ids == prompt
+    return num_kept
+
+
+def test_conversations_that_take_turns_are_not_computed_again() -> None:
+    backend = CopyingBackend([0])
+    cache = PrefixCache(backend)
+    one, two = numbers(1, 300), numbers(2, 400)
+    assert ask(cache, backend, one, "one") == 0
+    assert ask(cache, backend, two, "two") == 0
+    assert ask(cache, backend, [*one, 5], "one") == 300
+    assert ask(cache, backend, [*two, 6], "two") == 400
+    assert ask(cache, backend, [*one, 5, 6], "one") == 301
+    assert (backend.num_copies, backend.num_restores) == (4, 3)
+
+
+def test_what_a_conversation_drops_of_its_own_is_not_put_aside() -> None:
+    """Reasoning is dropped at every turn, and nobody asks for it again."""
+    backend = CopyingBackend([0])
+    cache = PrefixCache(backend)
+    ask(cache, backend, [1, *numbers(1, 900)], "one")
+    ask(cache, backend, [1, *numbers(2, 300)], "one")
+    assert backend.num_copies == 0
+
+
+def test_little_is_computed_again_rather_than_put_aside() -> None:
+    backend = CopyingBackend([0])
+    cache = PrefixCache(backend)
+    ask(cache, backend, numbers(1, MIN_PARKED_TOKENS - 1), "one")
+    ask(cache, backend, numbers(2, 5), "two")
+    assert backend.num_copies == 0
+
+
+def test_same_conversation_is_not_copied_twice() -> None:
+    backend = CopyingBackend([0])
+    cache = PrefixCache(backend)
+    one = numbers(1, 300)
+    for _ in range(3):
+        ask(cache, backend, one, "one")
+        ask(cache, backend, [2, 3], "two")
+    assert backend.num_copies == 1
+
+
+def test_copy_is_cut_to_what_is_common() -> None:
+    backend = CopyingBackend([0])
+    cache = PrefixCache(backend)
+    one = numbers(1, 400)
+    ask(cache, backend, one, "one")
+    ask(cache, backend, [2], "two")
+    assert ask(cache, backend, [*one[:300], 9], "one") == 300
+
+
+def test_gain_that_is_not_worth_it_is_left() -> None:
+    backend = CopyingBackend([0])
+    cache = PrefixCache(backend)
+    one = numbers(1, 700)
+    ask(cache, backend, one, "one")
+    ask(cache, backend, [2], "two")
+    assert ask(cache, backend, [*one[:650], 2], "two") == 650
+    assert ask(cache, backend, one, "one") == 650  # 49 more would be in the copy
+    assert backend.num_restores == 1
+
+
+@pytest.mark.parametrize("kind", [DeviceError, ResourceError], ids=["device", "memory"])
+def test_cache_that_cannot_be_copied_costs_computing_only(kind: type[EdgeError]) -> None:
+    backend = CopyingBackend([0])
+    cache = PrefixCache(backend)
+    one, two = numbers(1, 300), numbers(2, 300)
+    backend.error = kind("No.", "")
+    for _ in range(2):
+        ask(cache, backend, one, "one")
+        assert ask(cache, backend, two, "two") == 0
+    backend.error = None
+    ask(cache, backend, one, "one")
+    assert backend.num_copies == 0
+
+
+def test_copy_that_does_not_come_back_is_computed_and_forgotten(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    backend = CopyingBackend([0])
+    cache = PrefixCache(backend)
+    one = numbers(1, 300)
+    ask(cache, backend, one, "one")
+    ask(cache, backend, [2, 3], "two")
+    backend.restore_error = UsageError("It does not fit.", "")
+    assert ask(cache, backend, one, "one") == 0
+    assert "computed again: It does not fit." in caplog.text
+    backend.restore_error = None
+    ask(cache, backend, [2, 3], "two")
+    assert ask(cache, backend, [*one, 4], "one") == 300
+    assert backend.num_copies == 2
+
+
+def test_backend_that_only_copies_ids_is_not_asked_again() -> None:
+    """Coming back would be computing anew, as on an NPU."""
+    backend = FakeBackend([0])
+    cache = PrefixCache(backend)
+    ask(cache, backend, numbers(1, 300), "one")
+    ask(cache, backend, numbers(2, 300), "two")
+    assert ask(cache, backend, numbers(1, 301), "one") == 0
+
+
+def test_pinned_beginning_is_read_when_it_is_needed() -> None:
+    backend = CopyingBackend([0])
+    cache = PrefixCache(backend)
+    warm = numbers(1, 200)
+    rows = np.array(warm, np.float32).reshape(1, 1, -1, 1)
+    read = [0]
+
+    def read_it() -> CacheSnapshot:
+        read[0] += 1
+        return CacheSnapshot("fake", 256, tuple(warm), (rows,))
+
+    cache.pin(warm, read_it)
+    assert ask(cache, backend, [9, 9], "one") == 0
+    assert read == [0]
+    assert ask(cache, backend, [*warm, 5, 6], "one") == 200
+    assert ask(cache, backend, [*warm, 7], "two") == 200
+    assert read == [1]
+    cache.clear_parking()
+    ask(cache, backend, [9, 9], "one")
+    assert ask(cache, backend, [*warm, 7], "two") == 0
+
+
+def test_snapshot_is_of_the_conversation_that_is_asked_for() -> None:
+    backend = CopyingBackend([0])
+    cache = PrefixCache(backend)
+    one = numbers(1, 300)
+    ask(cache, backend, one, "one")
+    assert cache.snapshot(one).token_ids == tuple(one)
+    assert cache.snapshot([*one[:100], 3]).token_ids == tuple(one[:100])
+    assert cache.snapshot([9]).token_ids == ()
+    ask(cache, backend, [2, 3], "two")
+    assert cache.snapshot(one).token_ids == tuple(one)
+    assert cache.snapshot([2, 3]).token_ids == (2, 3)
+
+
+def test_restored_snapshot_is_gone_on_with() -> None:
+    backend = CopyingBackend([0])
+    cache = PrefixCache(backend)
+    one, two = numbers(1, 300), numbers(2, 300)
+    ask(cache, backend, one, "one")
+    snapshot = cache.snapshot(one)
+    ask(cache, backend, two, "two")
+    cache.restore(snapshot, owner="one")
+    assert list(cache.cached_ids) == one
+    assert ask(cache, backend, [*one, 5], "one") == 300
+    assert ask(cache, backend, [*two, 5], "two") == 300
+    backend.restore_error = UsageError("It does not fit.", "")
+    before = cache.cached_ids
+    with pytest.raises(UsageError, match="It does not fit"):
+        cache.restore(snapshot)
+    assert cache.cached_ids == before
+
+
+TURNS = st.lists(
+    st.tuples(st.sampled_from("abc"), st.integers(0, 400), st.integers(1, 300)), max_size=8
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(turns=TURNS, budget=st.sampled_from([0, 1500, 1 << 20]))
+def test_law_of_parking(turns: list[tuple[str, int, int]], budget: int) -> None:
+    """Whatever is put aside and comes back: the backend holds what it was asked to hold."""
+    backend = CopyingBackend([0])
+    cache = PrefixCache(backend, Parking(budget))
+    said: dict[str, list[int]] = {name: [ord(name)] for name in "abc"}
+    for number, (name, num_kept, num_new) in enumerate(turns):
+        said[name] = [*said[name][:num_kept], *numbers(number, num_new)]
+        ask(cache, backend, said[name], name)

@@ -33,6 +33,13 @@ from qwen_edge.export.request import ExportRequest, ResolvedRequest, resolve_req
 from qwen_edge.export.seal import Staging, check_target, publish, raise_for_full_disk, stage
 from qwen_edge.export.source import FetchedSource, ResolvedSource, fetch_source, resolve_source
 from qwen_edge.export.tokenizer_files import write_tokenizer_files
+from qwen_edge.export.warm_prompt import (
+    check_has_cpu,
+    find_common_ids,
+    read_warm_prompt,
+    write_warm_prompt,
+)
+from qwen_edge.runtime.chat import ChatTemplate
 from qwen_edge.runtime.manifest import (
     CHAT_TEMPLATE,
     TOKENIZER_JSON,
@@ -61,12 +68,14 @@ class PreparedExport:
         spec: The decoder, when config.json is on this machine already and its architecture
             has a native graph.
         plan: Time, memory, disk.
+        warm_prompt: Text of the system prompt to be shipped; None for none.
     """
 
     resolved: ResolvedRequest
     source: ResolvedSource
     spec: DecoderSpec | None
     plan: ExportPlan
+    warm_prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,7 @@ def prepare_export(request: ExportRequest) -> PreparedExport:
         EdgeError: Any refusal that needs no download: profile, recipe, source, output.
     """
     resolved = resolve_request(request)
+    warm_prompt = None if request.warm_prompt is None else read_warm_prompt(request.warm_prompt)
     source = resolve_source(
         request.model,
         revision=request.revision,
@@ -106,7 +116,7 @@ def prepare_export(request: ExportRequest) -> PreparedExport:
         spec = read_native_spec(facts.read_json_object(config))
         is_native = spec is not None
     plan = plan_export(resolved, source, spec, is_native=is_native)
-    return PreparedExport(resolved, source, spec, plan)
+    return PreparedExport(resolved, source, spec, plan, warm_prompt)
 
 
 def export(request: ExportRequest, progress: Progress | None = None) -> ExportResult:
@@ -144,7 +154,17 @@ def run_export(prepared: PreparedExport, progress: Progress | None = None) -> Ex
     try:
         generation = facts.generation_facts(source.folder, config, front_end.model.vocab_size)
         with stage(output, force=resolved.request.force) as staging:
-            result = _Work(resolved, source, front_end, config, generation, staging, report).run()
+            work = _Work(
+                resolved,
+                source,
+                front_end,
+                config,
+                generation,
+                staging,
+                report,
+                prepared.warm_prompt,
+            )
+            result = work.run()
             publish(staging)
     finally:
         front_end.close()
@@ -158,6 +178,7 @@ class _Text:
     tokenizer: TextTokenizer
     template: str
     chat: ChatFacts
+    warm_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,6 +192,7 @@ class _Work:
     generation: GenerationFacts
     staging: Staging
     report: Progress
+    warm_prompt: str | None = None
 
     def run(self) -> ExportResult:
         """Write every file of the package but force none to the disk yet."""
@@ -197,6 +219,11 @@ class _Work:
         self.report("hash files", len(names), len(names))
         manifest = replace(manifest, files=files)
         write_manifest(folder, manifest)
+        if self.warm_prompt is not None:
+            # It is bound to the files above, and computed by the package that they already are.
+            warm = write_warm_prompt(folder, manifest, self.warm_prompt, text.warm_ids, self.report)
+            manifest = replace(manifest, files=dict(sorted((files | warm).items())))
+            write_manifest(folder, manifest)
         return ExportResult(folder, manifest, reports)
 
     def _write_model(self, text_done: "Future[_Text]") -> tuple[TensorReport, ...]:
@@ -229,7 +256,23 @@ class _Work:
             )
         tokenizer = TextTokenizer.load(folder / TOKENIZER_JSON)
         template = (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
-        return _Text(tokenizer, template, facts.chat_facts(template, tokenizer))
+        chat = facts.chat_facts(template, tokenizer)
+        return _Text(tokenizer, template, chat, self._find_warm_ids(tokenizer, template, chat))
+
+    def _find_warm_ids(
+        self, tokenizer: TextTokenizer, template: str, chat: ChatFacts
+    ) -> tuple[int, ...]:
+        """Return the tokens of the warm prompt; refuse one that cannot be shipped."""
+        if self.warm_prompt is None:
+            return ()
+        devices, onnx = self._devices, self._onnx
+        check_has_cpu(self.resolved.formats, devices, onnx)
+        bounds = [entry.max_context_tokens for entry in (*devices, onnx) if entry is not None]
+        return find_common_ids(
+            ChatTemplate(template, tokenizer, thinking=chat.thinking),
+            self.warm_prompt,
+            max_context_tokens=min(bounds),
+        )
 
     def _copy_small_files(self) -> None:
         for name in ("generation_config.json", *_LICENSE_NAMES):

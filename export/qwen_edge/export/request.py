@@ -51,6 +51,7 @@ class ExportRequest:
         force: Replace an earlier package of ours at `output`.
         offline: Never connect.
         cache_dir: The hub's cache folder. Not given: the usual one.
+        warm_prompt: Text file with a system message whose cache goes into the package.
 
     Raises:
         UsageError: A value is out of range.
@@ -67,6 +68,7 @@ class ExportRequest:
     force: bool = False
     offline: bool = False
     cache_dir: Path | None = None
+    warm_prompt: Path | None = None
 
     def __post_init__(self) -> None:
         if self.max_context_tokens is not None and self.max_context_tokens < MIN_CONTEXT_TOKENS:

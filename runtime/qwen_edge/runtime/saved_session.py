@@ -1,0 +1,50 @@
+"""Sessions in files: a conversation together with what the model's cache holds of it.
+
+The file belongs to one package and its settings (`snapshots/`); what is in it is checked as a
+stranger's would be.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen_edge.errors import PackageError, UsageError
+from qwen_edge.runtime.chat import Message, check_messages
+from qwen_edge.runtime.session import Session
+from qwen_edge.runtime.snapshots.snapshot_file import load_snapshot
+
+if TYPE_CHECKING:
+    from qwen_edge.runtime.model import Model
+
+
+def load_session(model: "Model", path: Path) -> Session:
+    """Return a saved conversation, its cache in the place of what the model's cache holds.
+
+    Args:
+        model: Of the package that the session was saved with.
+        path: A file that `Session.save` wrote.
+
+    Raises:
+        EdgeError: As `Model.load_session`.
+    """
+    loaded = load_snapshot(path, binding=model.binding, max_tokens=model.max_context_tokens)
+    conversation = loaded.conversation or {}
+    system, messages = _read(path, conversation, "system"), _read(path, conversation, "messages")
+    session = Session(model)
+    with model.borrow_cache():
+        model.wait_until_warm()
+        model.prefix_cache.restore(loaded.cache, owner=session)
+        session.resume(system, messages, loaded.cache.token_ids)
+    return session
+
+
+def _read(path: Path, conversation: Any, name: str) -> tuple[Message, ...]:
+    """Return checked messages of a saved conversation."""
+    try:
+        messages = conversation[name]
+        return tuple(check_messages(messages, is_complete=False)) if messages else ()
+    except (KeyError, TypeError, UsageError) as error:
+        raise PackageError(
+            f"{str(path)!r} holds no conversation: {error}.",
+            "load a file that session.save() or /save wrote",
+            path=str(path),
+        ) from error
