@@ -1,0 +1,232 @@
+"""A model that answers many at a time: the batcher, with prompts, templates and events around it.
+
+Requests join and leave between steps, and what their prompts begin with is computed once. The
+answers are those of `Model`: planned by `planning.py`, cut into events by `turn.py`. Opened by
+`loading.load_batch`; read `batching/scheduler.py` for how steps are shared.
+"""
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Unpack
+
+from qwen_edge.errors import EdgeError, QueueFullError, UsageError
+from qwen_edge.profiles.choose import Choice
+from qwen_edge.runtime.answer_options import AnswerOptions, resolve_options
+from qwen_edge.runtime.batching.answer_handle import AnswerHandle
+from qwen_edge.runtime.batching.batch_backend import BatchBackend
+from qwen_edge.runtime.batching.batch_options import (
+    BatchOptions,
+    BatchStatistics,
+)
+from qwen_edge.runtime.batching.scheduler import ContinuousBatcher
+from qwen_edge.runtime.chat import Message, check_messages
+from qwen_edge.runtime.events import Answer, Event
+from qwen_edge.runtime.manifest import DeviceSettings, FormatName
+from qwen_edge.runtime.planning import AnswerPlan, plan_answer
+from qwen_edge.runtime.text_model import ModelCard, TextModel
+from qwen_edge.runtime.text_tokenizer import TextTokenizer
+from qwen_edge.runtime.turn import collect_answer, show_tokens
+
+BatchPrompt = str | Sequence[Message]
+
+
+@dataclass(frozen=True)
+class BatchAnswer:
+    """The answer to one prompt of many, or why there is none.
+
+    Args:
+        index: Which prompt.
+        answer: The answer; None where something went wrong.
+        error: What went wrong; None otherwise.
+    """
+
+    index: int
+    answer: Answer | None
+    error: EdgeError | None = None
+
+
+class BatchModel(TextModel):
+    """A model that is ready to answer many at a time.
+
+    Args:
+        backend: Empty; owned and closed by the model.
+        tokenizer: The package's tokenizer.
+        chat_template: Text of the package's `chat_template.jinja`.
+        manifest: Name, generation defaults and thinking facts.
+        options: How the steps are shared.
+        backend_name: Which engine runs it; None for none.
+        device_choice: The device's settings and why it was chosen; None for none.
+
+    State:
+        Open until `close`. May be used from several threads.
+    """
+
+    def __init__(
+        self,
+        backend: BatchBackend,
+        tokenizer: TextTokenizer,
+        chat_template: str,
+        manifest: ModelCard,
+        *,
+        options: BatchOptions | None = None,
+        backend_name: FormatName | None = None,
+        device_choice: Choice[DeviceSettings] | None = None,
+    ) -> None:
+        super().__init__(
+            tokenizer,
+            chat_template,
+            manifest,
+            vocab_size=backend.vocab_size,
+            # A request that needs more than all blocks could never be answered.
+            max_context_tokens=min(
+                backend.max_context_tokens, backend.num_blocks * backend.block_tokens
+            ),
+        )
+        self.backend_name = backend_name
+        self.device_choice = device_choice
+        self.batcher = ContinuousBatcher(backend, options)
+
+    def __enter__(self) -> "BatchModel":
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def stream(
+        self, prompt: BatchPrompt, *, system: str | None = None, **options: Unpack[AnswerOptions]
+    ) -> Generator[Event, None, None]:
+        """Return one answer as a stream of events, beside whatever else is being answered.
+
+        The request is made here and waits for its turn; reading the stream takes steps where no
+        other thread does. Closing it cancels the request.
+
+        Args:
+            prompt: A text, or the messages of a conversation.
+            system: System message, put before the prompt.
+            **options: See `AnswerOptions`; guessing ahead is not done here.
+
+        Raises:
+            QueueFullError: Too many requests are waiting.
+            EdgeError: As `Session.stream`.
+        """
+        plan = self._plan(prompt, system, options)
+        return self._show(plan, self._submit(plan))
+
+    def ask(
+        self, prompt: BatchPrompt, *, system: str | None = None, **options: Unpack[AnswerOptions]
+    ) -> Answer:
+        """Return a whole answer; the arguments and errors are those of `stream`."""
+        return collect_answer(self.stream(prompt, system=system, **options))
+
+    def ask_all(
+        self,
+        prompts: Sequence[BatchPrompt],
+        *,
+        system: str | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> Iterator[BatchAnswer]:
+        """Yield the answers to many prompts, those that are done first first.
+
+        Prompts of any lengths share the steps. None is padded, and each gets the tokens it would
+        get alone. A prompt that is refused does not keep the others from being answered.
+
+        Args:
+            prompts: Texts, or conversations.
+            system: System message of all of them.
+            **options: Of all answers; with a seed, each answer has one of its own.
+
+        Raises:
+            UsageError: An option is out of range.
+        """
+        resolve_options({}, options)
+        running: dict[int, tuple[AnswerPlan, AnswerHandle]] = {}
+        next_index = 0
+        try:
+            while running or next_index < len(prompts):
+                while next_index < len(prompts) and len(running) < self._most_running:
+                    try:
+                        plan = self._plan(prompts[next_index], system, options, next_index)
+                        running[next_index] = (plan, self._submit(plan))
+                    except QueueFullError:
+                        if not running:
+                            self.batcher.step()  # all places are others'
+                        break
+                    except EdgeError as error:
+                        yield BatchAnswer(next_index, None, error)
+                    next_index += 1
+                for index in self._wait_for_some(running):
+                    yield self._finish(index, *running.pop(index))
+        finally:
+            for _, handle in running.values():
+                handle.cancel()
+
+    def statistics(self) -> BatchStatistics:
+        """Return what is being done and was done."""
+        return self.batcher.statistics()
+
+    def close(self) -> None:
+        """End all requests and release the backend; closing twice is harmless."""
+        self.batcher.close()
+
+    @property
+    def _most_running(self) -> int:
+        """Requests to hand in at once: as many again as may run, so that no place stays empty."""
+        return 2 * self.batcher.options.max_running
+
+    def _plan(
+        self,
+        prompt: BatchPrompt,
+        system: str | None,
+        options: Mapping[str, Any],
+        index: int = 0,
+    ) -> AnswerPlan:
+        """Return what one answer needs. Changes nothing."""
+        if self.batcher.is_closed:
+            raise UsageError("This model is closed.", "load it again", name=self.name)
+        messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        messages += [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        resolved = resolve_options({}, options)
+        return plan_answer(self, check_messages(messages), resolved, answer_index=index)
+
+    def _submit(self, plan: AnswerPlan) -> AnswerHandle:
+        return self.batcher.submit(
+            plan.prompt_ids,
+            plan.picker,
+            max_new_tokens=plan.max_new_tokens,
+            stop_token_ids=tuple(plan.stop_token_ids),
+        )
+
+    def _show(self, plan: AnswerPlan, handle: AnswerHandle) -> Generator[Event, None, None]:
+        """Yield the events of one answer as its tokens come."""
+        try:
+            reason = yield from show_tokens(plan.text, handle.iter_tokens(), plan.stop_token_ids)
+        finally:
+            handle.cancel()  # where a stop string ended it, or the reader had enough
+        result = handle.result()
+        is_cancelled = reason is None and result.finish_reason == "cancelled"
+        yield plan.text.done(
+            reason or ("cancelled" if is_cancelled else "length"),
+            result.timings,
+            plan.dropped_messages,
+        )
+
+    def _wait_for_some(self, running: Mapping[int, tuple[AnswerPlan, AnswerHandle]]) -> list[int]:
+        """Return the indices of those that are done, when at least one is."""
+        if not running:
+            return []
+        handles = {index: handle for index, (_, handle) in running.items()}
+        self.batcher.step_until(lambda: any(handle.is_done for handle in handles.values()))
+        return [index for index, handle in handles.items() if handle.is_done]
+
+    def _finish(self, index: int, plan: AnswerPlan, handle: AnswerHandle) -> BatchAnswer:
+        """Return the answer of a request that is done."""
+        try:
+            return BatchAnswer(index, collect_answer(self._show(plan, handle)))
+        except EdgeError as error:
+            return BatchAnswer(index, None, error)
