@@ -1,12 +1,14 @@
-"""Compare the runtime with a bare loop over OpenVINO's infer request. Last line: JSON.
+"""Measure the runtime on a full-size package, each part against its plain form. Last line: JSON.
 
-    python scripts/bench_runtime.py PACKAGE [--rounds 7]
+    python scripts/bench_runtime.py PACKAGE [--demo PACKAGE] [--rounds 7] [--parts loop,lookup]
 
-Both use one compiled model, each through an infer request of its own: what differs is the loop
-alone. The bare one is the least that can be written: feed ids, mask and positions, take the
-likeliest token. Prompts are computed in turn, changing who goes first; decoding changes hands
-every few tokens, so that a slow second of the machine weighs on both. Ratios above 1 mean that
-the runtime is faster; they are medians of the pairs' own ratios.
+`loop` compares the token loop with a bare one over OpenVINO's infer request: both use one compiled
+model, each through an infer request of its own, and what differs is the loop alone. The bare one
+is the least that can be written: feed ids, mask and positions, take the likeliest token. Prompts
+are computed in turn, changing who goes first; decoding changes hands every few tokens, so that a
+slow second of the machine weighs on both. Ratios above 1 mean that the runtime is faster; they are
+medians of the pairs' own ratios. `lookup`, `forced` and `demo` are in `bench_decoding.py`, `turns`
+and `snapshot` in `bench_reuse.py`.
 """
 
 import argparse
@@ -14,14 +16,18 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from bench_decoding import measure_demo, measure_forced, measure_scripts
+from bench_reuse import measure_second_turn, measure_snapshot
 
 from qwen_edge.runtime import SamplingParams
+from qwen_edge.runtime.backends.backend import MAX_SCORED_TOKENS
 from qwen_edge.runtime.backends.compiling import compile_model, read_ir
 from qwen_edge.runtime.backends.last_logits import keep_last_logits
 from qwen_edge.runtime.backends.openvino import OpenVinoBackend
@@ -36,23 +42,36 @@ Loop = Callable[[list[int]], Iterator[int]]
 HAND_OVER_TOKENS = 4  # half a second at full size: shorter than the machine's slow spells
 
 
-def open_model(package: Path, device: str) -> tuple[Model, Any, DeviceSettings]:
-    """Compile a package once; return the runtime's model, the compiled one and its settings."""
+@dataclass(frozen=True)
+class ModelPair:
+    """One compiled model, and two of the runtime's on it, each with a cache of its own."""
+
+    models: tuple[Model, Model]
+    compiled: Any
+    settings: DeviceSettings
+
+
+def open_models(package: Path, device: str) -> ModelPair:
+    """Compile a package once and make two models on it."""
     manifest = read_manifest(package)
     check_sizes(package, manifest)
     settings = next(entry for entry in manifest.devices if entry.device == device)
     ir = read_ir(package / MODEL_XML)
-    keep_last_logits(ir)
+    keep_last_logits(ir, MAX_SCORED_TOKENS)
     compiled = compile_model(ir, device, settings.properties)
-    backend = OpenVinoBackend(
-        compiled,
-        device=device,
-        max_context_tokens=settings.max_context_tokens,
-        prefill_chunk_tokens=settings.prefill_chunk_tokens,
-    )
     tokenizer = TextTokenizer.load(package / TOKENIZER_JSON)
     template = (package / CHAT_TEMPLATE).read_text(encoding="utf-8")
-    return Model(backend, tokenizer, template, manifest), compiled, settings
+
+    def make_model() -> Model:
+        backend = OpenVinoBackend(
+            compiled,
+            device=device,
+            max_context_tokens=settings.max_context_tokens,
+            prefill_chunk_tokens=settings.prefill_chunk_tokens,
+        )
+        return Model(backend, tokenizer, template, manifest)
+
+    return ModelPair((make_model(), make_model()), compiled, settings)
 
 
 def make_bare_loop(compiled: Any, chunk_tokens: int) -> Loop:
@@ -85,7 +104,9 @@ def make_bare_loop(compiled: Any, chunk_tokens: int) -> Loop:
 def make_runtime_loop(model: Model) -> Loop:
     """Return the runtime's token loop. No two prompts may begin alike: it would reuse its cache."""
     greedy = SamplingParams(temperature=0)
-    return lambda prompt_ids: model.generate(prompt_ids, sampling=greedy, max_new_tokens=1 << 20)
+    return lambda prompt_ids: model.generate(
+        prompt_ids, sampling=greedy, max_new_tokens=1 << 20, speculate=False
+    )
 
 
 def take(tokens: Iterator[int], num_tokens: int) -> float:
@@ -123,33 +144,29 @@ def measure_round(
     return prefill, decode
 
 
-def main() -> None:
-    """Run the rounds and print medians."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("package", type=Path)
-    parser.add_argument("--device", default="CPU")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--prompt-tokens", type=int, default=512)
-    parser.add_argument("--new-tokens", type=int, default=32)
-    arguments = parser.parse_args()
+PARTS = ("loop", "lookup", "forced", "demo", "turns", "snapshot")
+
+
+def measure_loop(
+    model: Model, compiled: Any, settings: DeviceSettings, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Compare the runtime's loop with the bare one."""
     generator = np.random.default_rng(0)
-    model, compiled, settings = open_model(arguments.package, arguments.device)
     prefills: list[dict[str, float]] = []
     decodes: list[dict[str, float]] = []
-    with model:
-        loops = {
-            "runtime": make_runtime_loop(model),
-            "bare_loop": make_bare_loop(compiled, settings.prefill_chunk_tokens),
-        }
-        for number in range(arguments.rounds + 1):
-            prompt = generator.integers(0, model.backend.vocab_size, arguments.prompt_tokens)
-            order = sorted(loops, reverse=number % 2 == 0)
-            prefill, decode = measure_round(loops, order, prompt.tolist(), arguments.new_tokens)
-            print(f"{prefill} {decode[-1]}", file=sys.stderr, flush=True)
-            if number:  # the first inference of each shape is slower
-                prefills.append(prefill)
-                decodes += decode
-    result: dict[str, Any] = {"prompt_tokens": arguments.prompt_tokens, "rounds": arguments.rounds}
+    loops = {
+        "runtime": make_runtime_loop(model),
+        "bare_loop": make_bare_loop(compiled, settings.prefill_chunk_tokens),
+    }
+    for number in range(arguments.rounds + 1):
+        prompt = generator.integers(0, model.backend.vocab_size, arguments.prompt_tokens)
+        order = sorted(loops, reverse=number % 2 == 0)
+        prefill, decode = measure_round(loops, order, prompt.tolist(), arguments.new_tokens)
+        print(f"{prefill} {decode[-1]}", file=sys.stderr, flush=True)
+        if number:  # the first inference of each shape is slower
+            prefills.append(prefill)
+            decodes += decode
+    result: dict[str, Any] = {}
     for key, pairs, tokens in (
         ("prefill", prefills, arguments.prompt_tokens),
         ("decode", decodes, HAND_OVER_TOKENS),
@@ -157,6 +174,48 @@ def main() -> None:
         for name in loops:
             result[f"{name}_{key}_tokens_per_s"] = round(tokens / median(p[name] for p in pairs), 3)
         result[f"{key}_ratio"] = round(median(p["bare_loop"] / p["runtime"] for p in pairs), 4)
+    return result
+
+
+def measure_part(
+    part: str, pair: ModelPair, demo: ModelPair | None, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Run one part."""
+    rounds = arguments.rounds
+    if part == "loop":
+        return measure_loop(pair.models[0], pair.compiled, pair.settings, arguments)
+    if part == "lookup":
+        return measure_scripts(pair.models, rounds)
+    if part == "forced":
+        return measure_forced(pair.models, rounds)
+    if part == "demo":
+        if demo is None:
+            raise SystemExit("the part `demo` needs --demo PACKAGE")
+        return measure_demo(demo.models, 5 * rounds)
+    if part == "turns":
+        return measure_second_turn(pair.models[0], min(rounds, 3), 2_000)
+    return measure_snapshot(pair.models[0], min(rounds, 3), 1_000)
+
+
+def main() -> None:
+    """Run the parts and print medians."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("package", type=Path)
+    parser.add_argument("--demo", type=Path, help="a package of a model that copies")
+    parser.add_argument("--device", default="CPU")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--parts", default=",".join(PARTS), help=", ".join(PARTS))
+    arguments = parser.parse_args()
+    parts = arguments.parts.split(",")
+    if set(parts) - set(PARTS):
+        parser.error(f"--parts are of: {', '.join(PARTS)}")
+    pair = open_models(arguments.package, arguments.device)
+    demo = open_models(arguments.demo, arguments.device) if arguments.demo else None
+    result: dict[str, Any] = {"prompt_tokens": arguments.prompt_tokens, "rounds": arguments.rounds}
+    for part in parts:
+        result |= measure_part(part, pair, demo, arguments)
     print(json.dumps(result))
 
 

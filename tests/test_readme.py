@@ -1,13 +1,15 @@
 """README is true: what it names exists, and what it shows runs."""
 
+import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from qwen_edge.cli.main import cli
 from qwen_edge.profiles import profile_names, recipe_names
-from qwen_edge.runtime import Model
+from qwen_edge.runtime import Model, load, load_batch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,13 +57,28 @@ def test_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "It scatters."
 
 
-def test_page_for_programmers_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The examples that need no package of their own run as they stand."""
-    blocks = (ROOT / "docs" / "python.md").read_text(encoding="utf-8").split("```python\n")[1:]
-    talk, fake, export = (block.split("```")[0] for block in blocks)
+def test_page_for_programmers_runs(
+    demo_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The examples run as they stand, one after the other, with the demo model for all packages."""
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
+    assert len(blocks) > 8
+    for name, opener in (("load", load), ("load_batch", load_batch)):
+        patched = functools.partial(_open_demo, opener, demo_package)
+        monkeypatch.setattr(f"qwen_edge.runtime.{name}", patched, raising=False)
     monkeypatch.chdir(tmp_path)
-    talk = talk.replace("import SamplingParams, load", "import SamplingParams")
-    exec(compile(talk, "talk", "exec"), {"load": lambda _: Model.fake(["It scatters.", "Red."])})
-    exec(compile(fake, "fake", "exec"), {})
-    exec(compile(export, "export", "exec"), {})
+    with load(demo_package) as model:
+        names: dict[str, object] = {}
+        for index, block in enumerate(blocks):
+            names["model"] = model
+            exec(compile(block, f"docs/python.md, example {index + 1}", "exec"), names)
     assert (tmp_path / "demo" / "manifest.json").is_file()
+
+
+def _open_demo(
+    opener: Callable[..., object], demo_package: Path, path: str, **options: object
+) -> object:
+    """Open the demo package in place of another one."""
+    assert path.startswith("./qwen3-4b")
+    return opener(demo_package, **options)

@@ -12,6 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from qwen_edge.cli.main import run
+from qwen_edge.runtime.batch_model import BatchModel
+from qwen_edge.runtime.batching.batch_options import BatchOptions
+from qwen_edge.runtime.batching.sequential import SequentialBatchBackend
+from qwen_edge.runtime.fake_model import CHAT_TEMPLATE
 from qwen_edge.runtime.model import Model
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +35,7 @@ class FakePackage:
     """A folder whose manifest is real and whose model is a script; how it was loaded, each time."""
 
     folder: str
-    models: list[Model]
+    models: list[Model | BatchModel]
     options: list[dict[str, object]]
 
 
@@ -68,7 +72,24 @@ def fake_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..
             package.options.append(options)
             return model
 
+        def load_batch(
+            path: Path, *, options: BatchOptions | None = None, **others: object
+        ) -> BatchModel:
+            del path
+            single = Model.fake(answers, max_context_tokens=max_context_tokens)
+            model = BatchModel(
+                SequentialBatchBackend(single.backend),
+                single.tokenizer,
+                CHAT_TEMPLATE,
+                single.manifest,
+                options=options,
+            )
+            package.models.append(model)
+            package.options.append({"options": options, **others})
+            return model
+
         monkeypatch.setattr("qwen_edge.runtime.loading.load", load)
+        monkeypatch.setattr("qwen_edge.runtime.loading.load_batch", load_batch)
         return package
 
     return make

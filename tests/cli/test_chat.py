@@ -1,11 +1,16 @@
 """`qwen-edge chat` from a pipe, with a scripted model."""
 
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qwen_edge.cli.main import run
+from qwen_edge.errors import ResourceError
+from qwen_edge.runtime.model import Model
+from qwen_edge.runtime.session import Session
 
 
 def test_each_line_is_a_message_and_answers_go_to_stdout(cli: Any, fake_package: Any) -> None:
@@ -55,6 +60,134 @@ def test_commands_that_answer_on_stderr(cli: Any, fake_package: Any, line: str, 
     outcome = cli("chat", fake_package("Yes.").folder, stdin=f"{line}\n")
     assert (outcome.code, outcome.out) == (0, "")
     assert words in outcome.err
+
+
+def test_undo_forgets_the_last_turn_and_says_when_there_is_none(
+    cli: Any, fake_package: Any
+) -> None:
+    package = fake_package("Hello Ada.", "Ada.")
+    outcome = cli("chat", package.folder, stdin="I am Ada\nWho?\n/undo\nWho am I?\n")
+    assert (outcome.code, outcome.out) == (0, "Hello Ada.\nAda.\nAda.\n")
+    assert conversation_of(package) == ["I am Ada", "Hello Ada.", "Who am I?", "Ada."]
+    outcome = cli("chat", package.folder, stdin="/undo\n/retry\n")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert "no turn to forget" in outcome.err and "no turn to answer anew" in outcome.err
+
+
+def conversation_of(package: Any) -> list[str]:
+    """Return the texts of a fake package's last conversation, as they were fed and answered."""
+    model = package.models[-1]
+    text = model.tokenizer.decode(model.backend.cached_ids)
+    parts = re.split(r"(?:^|\n)(?:user|assistant)\n", text)
+    return [part for part in parts if part]
+
+
+def test_retry_answers_the_last_turn_with_another_seed(
+    cli: Any, fake_package: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+    stream = Session.stream
+
+    def spy(self: Session, prompt: Any, **options: Any) -> Any:
+        seeds.append(options["sampling"].seed)
+        return stream(self, prompt, **options)
+
+    monkeypatch.setattr(Session, "stream", spy)
+    package = fake_package("One.", "Two.")
+    lines = "a\nb\n/retry\n/retry\n/undo\n/retry\n"
+    outcome = cli("chat", package.folder, "--seed", "7", stdin=lines)
+    assert (outcome.code, outcome.out) == (0, "One.\nTwo.\nTwo.\nTwo.\nOne.\n")
+    assert seeds == [7, 7, 8, 9, 10]
+    assert conversation_of(package) == ["a", "One."]
+
+
+def test_retry_asks_again_what_was_refused(cli: Any, fake_package: Any) -> None:
+    package = fake_package("Fine.", max_context_tokens=300)
+    outcome = cli("chat", package.folder, stdin=f"Hello\n{'x' * 400}\n/retry\n")
+    assert (outcome.code, outcome.out) == (0, "Fine.\n")
+    assert outcome.err.count("Error: The conversation needs") == 2
+
+
+def test_a_thinking_budget_does_not_keep_nothink_from_working(cli: Any, fake_package: Any) -> None:
+    package = fake_package("Yes.")
+    options = ("--thinking-budget", "100")
+    outcome = cli("chat", package.folder, *options, stdin="/no_think\na\n")
+    assert (outcome.code, outcome.out) == (0, "Yes.\n")
+    assert "thinking off" in outcome.err and "Error" not in outcome.err
+
+
+@pytest.fixture
+def snapshots(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Stand in for saving and loading; return the messages that were saved, by path."""
+    kept: dict[str, Any] = {}
+
+    def save(self: Session, path: Path) -> None:
+        if "full" in str(path):
+            raise ResourceError("The disk filled up.", "free some space")
+        kept[str(path)] = self.messages
+        path.touch()
+
+    def load(self: Model, path: str) -> Session:
+        session = self.session()
+        session.add(*kept[path])
+        return session
+
+    monkeypatch.setattr(Session, "save", save, raising=False)
+    monkeypatch.setattr(Model, "load_session", load, raising=False)
+    return kept
+
+
+def test_a_saved_conversation_goes_on(
+    cli: Any, fake_package: Any, snapshots: dict[str, Any], tmp_path: Path
+) -> None:
+    package = fake_package("Hello Ada.", "Ada.")
+    path = str(tmp_path / "Gespräch mit Ada.qes")
+    outcome = cli("chat", package.folder, stdin=f"I am Ada\n/save {path}\n")
+    assert outcome.code == 0
+    assert f"--resume {path}" in outcome.err
+    outcome = cli("chat", package.folder, "--resume", path, stdin="Who am I?\n")
+    assert (outcome.code, outcome.out) == (0, "Ada.\n")
+    assert "going on after 1 turn\n" in outcome.err
+    assert conversation_of(package) == ["I am Ada", "Hello Ada.", "Who am I?", "Ada."]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("/save", "/save needs the path of a file."),
+        ("/save full", "The disk filled up."),
+    ],
+)
+def test_a_conversation_that_cannot_be_saved_goes_on(
+    cli: Any, fake_package: Any, snapshots: dict[str, Any], line: str, words: str
+) -> None:
+    outcome = cli("chat", fake_package("Yes.").folder, stdin=f"{line}\na\n")
+    assert (outcome.code, outcome.out, snapshots) == (0, "Yes.\n", {})
+    assert f"Error: {words}" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--resume", "no such file"], "there is no such file"),
+        (["--resume", str(Path(__file__)), "--system", "x"], "the one of --resume has its own"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused_before_loading(
+    cli: Any, fake_package: Any, arguments: list[str], words: str
+) -> None:
+    package = fake_package("No.")
+    outcome = cli("chat", package.folder, *arguments)
+    assert (outcome.code, outcome.out, package.models) == (2, "", [])
+    assert words in outcome.err and "\nFix: " in outcome.err
+
+
+def test_what_the_model_cannot_do_ends_the_chat_before_the_first_message(
+    cli: Any, fake_package: Any
+) -> None:
+    outcome = cli("chat", fake_package("No.").folder, "--regex", "[", stdin="a\nb\n")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.count("Error: ") == 1 and "unclosed character class" in outcome.err
 
 
 def test_a_path_is_a_message(cli: Any, fake_package: Any) -> None:

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import re
 from typing import Any
 
 import click
 import pytest
 
+from qwen_edge.cli.help_sections import SECTIONS
 from qwen_edge.cli.main import _COMMANDS
 from qwen_edge.cli.main import cli as group
 
@@ -31,6 +33,20 @@ def test_help_reads_well(cli: Any, path: list[str]) -> None:
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help and parameter.help.endswith("."), parameter.name
+
+
+@pytest.mark.parametrize("command", ["run", "chat", "batch"])
+def test_every_option_is_under_its_heading(cli: Any, command: str) -> None:
+    """What belongs to no heading comes last, where only `--quiet` and its like should be."""
+    text = cli(command, "--help").out
+    for heading in SECTIONS:
+        assert f"\n{heading}:\n" in text
+    rest = set(re.findall(r"^  -.*?--(\w+)|^  --(\w+)", text.split("What is shown:")[1], re.M))
+    assert {"".join(pair) for pair in rest} <= {"logprobs", "quiet", "json", "help"}
+    found = group.get_command(click.Context(group), command)
+    assert found is not None
+    options = [each for each in found.params if isinstance(each, click.Option)]
+    assert [each.opts[0] for each in options if not re.search(rf"\s{each.opts[0]}\b", text)] == []
 
 
 def test_help_uses_a_wide_terminal_up_to_100_columns(program: Any) -> None:

@@ -7,8 +7,11 @@ from types import MappingProxyType
 
 import pytest
 
+from qwen_edge.cli.answering import show_events
 from qwen_edge.cli.output import Output, ReaderGoneError, show_error
 from qwen_edge.errors import ResourceError, UsageError
+from qwen_edge.runtime.events import Event
+from qwen_edge.runtime.tools.tool_call import ToolCall
 
 
 class Terminal(io.StringIO):
@@ -31,6 +34,49 @@ def test_control_codes_of_a_model_are_written_out_on_a_terminal_only(
     Output().model_text(text)
     assert terminal.getvalue() == "a\\x1b]0;title\\x07\tb\nc\\x9b31m"
     assert pipe.getvalue() == text
+
+
+def test_results_go_to_standard_output_while_bars_are_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """rich used to take standard output over, so that `> file` got lines on the terminal."""
+    terminal, pipe = Terminal(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdout", pipe)
+    out = Output()
+    with out.steps(is_transient=True, has_results=True) as bars:
+        bars("answer prompts", 0, 2)
+        out.result_json_line({"line": 1})
+        bars("answer prompts", 1, 2)
+    assert pipe.getvalue() == '{"line": 1}\n'
+    assert "answer prompts" in terminal.getvalue() and "line" not in terminal.getvalue()
+
+
+def test_no_bars_where_a_person_sees_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with Output().steps(is_transient=True, has_results=True) as bars:
+        bars("answer prompts", 0, 2)
+    assert terminal.getvalue() == ""
+
+
+CALL = Event("tool_call", tool_call=ToolCall("call_1", "get_time", {"city": "Köln"}))
+TALK = (Event("answer", "I look"), Event("answer", " it up."), CALL, Event("done"))
+LINE = '{"id": "call_1", "name": "get_time", "arguments": {"city": "Köln"}}\n'
+
+
+def test_a_person_sees_text_before_a_call_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    show_events(iter(TALK), Output(), may_call=True)
+    assert terminal.getvalue() == f"I look it up.\n{LINE}"
+
+
+def test_a_program_reads_calls_only(capsys: pytest.CaptureFixture[str]) -> None:
+    show_events(iter(TALK), Output(), may_call=True)
+    out, err = capsys.readouterr()
+    assert (out, err) == (LINE, "I look it up.\n")
 
 
 def test_an_error_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

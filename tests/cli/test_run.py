@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from qwen_edge.cli.output import Output
+from qwen_edge.cli.texts import read_standard_input
+
 THINKING = "<think>\nLet me see.\n</think>\n\nIt is blue."
 
 
@@ -162,22 +165,17 @@ def test_a_prompt_after_two_dashes_is_no_option(cli: Any, fake_package: Any) -> 
 def test_too_much_input_is_refused_without_being_kept(
     cli: Any, fake_package: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qwen_edge.cli.run_command._MAX_INPUT_BYTES", 1_000)
+    monkeypatch.setattr(
+        "qwen_edge.cli.texts.read_standard_input.__kwdefaults__", {"max_bytes": 1_000}
+    )
     outcome = cli("run", fake_package("No.").folder, stdin=b"a" * 1_001)
     assert (outcome.code, outcome.out) == (7, "")
     assert "more than 1.0 kB" in outcome.err
 
 
-def test_a_closed_stdin_is_an_empty_one(
-    cli: Any, fake_package: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = fake_package("Fine.")
-    monkeypatch.setattr("qwen_edge.cli.run_command.sys.stdin", None)
-    from qwen_edge.cli.output import Output
-    from qwen_edge.cli.run_command import _read_input
-
-    assert _read_input(Output()) == ""
-    assert package.models == []
+def test_a_closed_stdin_is_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert read_standard_input(Output(), "") == ""
 
 
 def test_stop_ends_the_answer(cli: Any, fake_package: Any) -> None:

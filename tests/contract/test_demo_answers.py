@@ -112,9 +112,10 @@ def test_system_message(model: Model) -> None:
 
 def test_tool_is_called_and_its_result_used(model: Model) -> None:
     with model.session(thinking=False) as chat:
-        call = chat.ask("What is the weather in Paris?", sampling=GREEDY, tools=TOOLS).text
-    assert call.startswith("<tool_call>")
-    content = json.loads(call.removeprefix("<tool_call>").removesuffix("</tool_call>"))
+        asked = chat.ask("What is the weather in Paris?", sampling=GREEDY, tools=TOOLS)
+    assert (asked.text, asked.finish_reason) == ("", "tool_calls")
+    (call,) = asked.tool_calls
+    content = {"name": call.name, "arguments": dict(call.arguments)}
     assert content == {"name": "get_weather", "arguments": {"city": "Paris"}}
     conversation = [
         {"role": "user", "content": "What is the weather in Paris?"},

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from qwen_edge.errors import ContextFullError, UsageError
+from qwen_edge.runtime.decoding.presets import ANSWER_PRESET, THINKING_PRESET
+from qwen_edge.runtime.decoding.sampling import SamplingParams
 from qwen_edge.runtime.fake_model import FakeCard
 from qwen_edge.runtime.model import Model
-from qwen_edge.runtime.sampling import ANSWER_PRESET, THINKING_PRESET, SamplingParams
 
 
 def with_generation(**changes: Any) -> Model:

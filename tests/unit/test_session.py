@@ -11,10 +11,10 @@ import pytest
 
 from qwen_edge.errors import ContextFullError, DeviceError, ParityError, UsageError
 from qwen_edge.runtime.backends.fake import FakeBackend
+from qwen_edge.runtime.decoding.sampling import SamplingParams
 from qwen_edge.runtime.events import Event
 from qwen_edge.runtime.fake_model import CHAT_TEMPLATE, make_fake_tokenizer
 from qwen_edge.runtime.model import Model
-from qwen_edge.runtime.sampling import SamplingParams
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
 
 TOKENIZER = make_fake_tokenizer()

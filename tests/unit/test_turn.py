@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen_edge.runtime.decoding.picker import NewToken
 from qwen_edge.runtime.events import Event, Timings
 from qwen_edge.runtime.fake_model import make_fake_tokenizer
 from qwen_edge.runtime.turn import Stopwatch, TurnText, collect_answer, make_splitter
@@ -23,7 +24,7 @@ def run(tokenizer, text: str, stops: list[str]) -> tuple[TurnText, list[Event]]:
     turn = TurnText(splitter, stops)
     events: list[Event] = []
     for token_id in tokenizer.encode(text, allow_special=True):
-        events.extend(turn.push(token_id))
+        events.extend(turn.push(NewToken(token_id)))
         if turn.is_stopped:
             break
     else:

@@ -63,6 +63,12 @@ if TYPE_CHECKING:
     help="The hub's cache folder. Default: the usual one.",
 )
 @click.option(
+    "--warm-prompt",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Text of a system message that is computed now, so that no start has to.",
+)
+@click.option(
     "--explain", is_flag=True, help="Show every choice, its reason and the plan; write nothing."
 )
 @click.option("--quiet", is_flag=True, help="No progress, no notices.")
@@ -79,6 +85,7 @@ def command(
     force: bool,
     offline: bool,
     cache_dir: Path | None,
+    warm_prompt: Path | None,
     explain: bool,
     quiet: bool,
     as_json: bool,
@@ -111,6 +118,7 @@ def command(
         force=force,
         offline=offline,
         cache_dir=cache_dir,
+        warm_prompt=warm_prompt,
     )
     prepared = prepare_export(request)
     check_extra(prepared.resolved.formats)

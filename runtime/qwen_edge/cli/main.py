@@ -30,6 +30,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "export": ("qwen_edge.cli.export_command", "Turn a checkpoint into a model package."),
         "run": ("qwen_edge.cli.run_command", "Answer one prompt, streamed."),
         "chat": ("qwen_edge.cli.chat_command", "Hold a conversation in the terminal."),
+        "batch": ("qwen_edge.cli.batch_command", "Answer many prompts at a time."),
         "verify": ("qwen_edge.cli.verify_command", "Check a package's files and its answers."),
         "profiles": ("qwen_edge.cli.profiles_command", "List profiles, or show one in full."),
         "doctor": ("qwen_edge.cli.doctor_command", "Tell whether this machine is fit, and why."),
@@ -112,6 +113,7 @@ def cli(log_level: str) -> None:
       qwen-edge export --profile core-ultra
       qwen-edge run ./qwen3-4b-core-ultra-int4 "Why is the sky blue?"
       qwen-edge chat ./qwen3-4b-core-ultra-int4
+      qwen-edge batch ./qwen3-4b-core-ultra-int4 questions.txt > answers.jsonl
 
     Results go to standard output, everything else to standard error. Exit codes: 0 done, 2 wrong
     usage, 3 to 9 what went wrong (docs/errors.md), 70 a bug, 130 after Ctrl-C.

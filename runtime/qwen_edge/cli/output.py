@@ -53,6 +53,11 @@ class Output:
         self.is_quiet = is_quiet or (as_json and not _is_terminal(sys.stderr))
         self._faint_marks: tuple[str, str] | None = None
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether a person sees the result as it comes."""
+        return _is_terminal(sys.stdout)
+
     def result(self, text: str, *, end: str = "\n") -> None:
         """Write what was asked for, at once."""
         _write_result(text + end)
@@ -64,6 +69,10 @@ class Output:
     def result_json(self, data: object) -> None:
         """Write one JSON document as the result."""
         self.result(_to_json(data, sys.stdout, indent=2))
+
+    def result_json_line(self, data: object) -> None:
+        """Write one JSON document of a line as the result, or as one of many."""
+        self.result(_to_json(data, sys.stdout))
 
     def notice(self, text: str = "", *, end: str = "\n") -> None:
         """Write something that helps a person but is not the result."""
@@ -104,13 +113,15 @@ class Output:
         self.result("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
     @contextlib.contextmanager
-    def steps(self, *, is_transient: bool = False) -> Iterator[StepBars]:
+    def steps(self, *, is_transient: bool = False, has_results: bool = False) -> Iterator[StepBars]:
         """Draw one bar per step while the block runs.
 
         Args:
             is_transient: Wipe the bars away at the end.
+            has_results: The block writes results. Where a person sees those, no bar is drawn.
         """
-        is_drawn = not self.is_quiet and _is_terminal(sys.stderr)
+        is_in_the_way = has_results and self.is_watched
+        is_drawn = not self.is_quiet and _is_terminal(sys.stderr) and not is_in_the_way
         bars = StepBars(self.notice, is_drawn=is_drawn, is_transient=is_transient)
         try:
             yield bars

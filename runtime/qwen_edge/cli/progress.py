@@ -75,6 +75,8 @@ class StepBars:
                 TimeElapsedColumn(),
                 console=Console(stderr=True),
                 transient=self._is_transient,
+                # What a block writes there is its result, and goes where the person sent it.
+                redirect_stdout=False,
             )
             self._progress.start()
         return self._progress

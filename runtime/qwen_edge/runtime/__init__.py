@@ -15,22 +15,49 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qwen_edge.runtime.backends.fake import FakeBackend
+    from qwen_edge.runtime.batch_model import BatchAnswer, BatchModel
+    from qwen_edge.runtime.batching.batch_options import BatchOptions
+    from qwen_edge.runtime.decoding.sampling import SamplingParams
     from qwen_edge.runtime.events import Answer, Event
-    from qwen_edge.runtime.loading import load
+    from qwen_edge.runtime.loading import load, load_batch
     from qwen_edge.runtime.model import Model
-    from qwen_edge.runtime.sampling import SamplingParams
     from qwen_edge.runtime.session import Session
+    from qwen_edge.runtime.structured.output_format import OutputFormat
+    from qwen_edge.runtime.tools.tool import Tool
+    from qwen_edge.runtime.tools.tool_call import ToolCall
 
-__all__ = ["Answer", "Event", "FakeBackend", "Model", "SamplingParams", "Session", "load"]
+__all__ = [
+    "Answer",
+    "BatchAnswer",
+    "BatchModel",
+    "BatchOptions",
+    "Event",
+    "FakeBackend",
+    "Model",
+    "OutputFormat",
+    "SamplingParams",
+    "Session",
+    "Tool",
+    "ToolCall",
+    "load",
+    "load_batch",
+]
 
 _HOME_OF = {
     "Answer": "qwen_edge.runtime.events",
+    "BatchAnswer": "qwen_edge.runtime.batch_model",
+    "BatchModel": "qwen_edge.runtime.batch_model",
+    "BatchOptions": "qwen_edge.runtime.batching.batch_options",
     "Event": "qwen_edge.runtime.events",
     "FakeBackend": "qwen_edge.runtime.backends.fake",
     "Model": "qwen_edge.runtime.model",
-    "SamplingParams": "qwen_edge.runtime.sampling",
+    "SamplingParams": "qwen_edge.runtime.decoding.sampling",
     "Session": "qwen_edge.runtime.session",
+    "OutputFormat": "qwen_edge.runtime.structured.output_format",
+    "Tool": "qwen_edge.runtime.tools.tool",
+    "ToolCall": "qwen_edge.runtime.tools.tool_call",
     "load": "qwen_edge.runtime.loading",
+    "load_batch": "qwen_edge.runtime.loading",
 }
 
 

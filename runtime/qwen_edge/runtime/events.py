@@ -3,11 +3,18 @@
 This module holds data only. It does not know how text is made; `session.py` does.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
-EventKind = Literal["reasoning", "answer", "done"]
-FinishReason = Literal["stop", "length", "cancelled"]
+from qwen_edge.runtime.decoding.sampling import TokenLogprobs
+
+if TYPE_CHECKING:
+    from qwen_edge.runtime.decoding.draft_account import SpeculationStats
+    from qwen_edge.runtime.tools.tool_call import ToolCall, ToolCallDelta
+
+EventKind = Literal["reasoning", "answer", "tool_call_delta", "tool_call", "done"]
+FinishReason = Literal["stop", "tool_calls", "length", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +26,8 @@ class Timings:
         reused_tokens: How many of them were still in the cache from earlier turns.
         prefill_tokens: How many were computed; `prompt_tokens - reused_tokens`.
         decode_tokens: New tokens, the stop token included.
+        forced_tokens: How many of them were the only ones possible, and so cost no step.
+        reasoning_tokens: How many of them belong to the reasoning, its tags included.
         ttft_s: Seconds from the first `next()` of the stream to the first new token; None
             when there was none. Includes waiting for the warm-up.
         total_s: Seconds from the first `next()` to the end. Time that the reader of the
@@ -29,6 +38,8 @@ class Timings:
     reused_tokens: int = 0
     prefill_tokens: int = 0
     decode_tokens: int = 0
+    forced_tokens: int = 0
+    reasoning_tokens: int = 0
     ttft_s: float | None = None
     total_s: float = 0.0
 
@@ -52,12 +63,21 @@ class Event:
     """One step of a stream.
 
     Args:
-        kind: "reasoning" and "answer" carry text; "done" is the last event.
-        text: New text, whole characters only. Empty for "done".
+        kind: "reasoning" and "answer" carry text, "tool_call_delta" a piece of a call as it
+            comes, "tool_call" a whole one; "done" is the last event.
+        text: New text, whole characters only; empty for calls and for "done".
         token_ids: Ids consumed since the previous event. Joined over all events they are
             exactly the generated ids, so think tags and the stop token are included.
+        logprobs: One entry for each of `token_ids` where they were asked for, else empty; None
+            for a token that was the only one possible.
+        tool_call: The call; set for "tool_call" only.
+        tool_call_delta: The piece; set for "tool_call_delta" only.
         finish_reason: None until the last event.
         timings: Set on the last event only.
+        dropped_messages: On the last event: messages left out to make the conversation fit.
+        speculation: On the last event: how guessing ahead went; None where none was made.
+        message: On the last event: the whole answer as a message of the conversation.
+        is_call_cut_off: On the last event: whether it ended in the middle of a tool call.
     """
 
     kind: EventKind
@@ -65,6 +85,13 @@ class Event:
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     timings: Timings | None = None
+    logprobs: tuple[TokenLogprobs | None, ...] = ()
+    tool_call: "ToolCall | None" = None
+    tool_call_delta: "ToolCallDelta | None" = None
+    dropped_messages: tuple[Mapping[str, object], ...] = ()
+    speculation: "SpeculationStats | None" = None
+    message: Mapping[str, object] = field(default_factory=dict)
+    is_call_cut_off: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,11 +99,17 @@ class Answer:
     """A whole turn, as `Session.ask` returns it.
 
     Args:
-        text: The answer without reasoning and without the stop string.
+        text: The answer without reasoning, tool calls and the stop string.
         reasoning: Text between the think tags; empty without thinking.
         token_ids: Every generated id.
-        finish_reason: Why it ended.
+        finish_reason: Why it ended: "stop", "tool_calls", "length" or "cancelled".
         timings: Counts and durations.
+        tool_calls: What the model wants called, in order.
+        logprobs: See `Event`.
+        dropped_messages: Messages left out to make the conversation fit; oldest first.
+        speculation: How guessing ahead went; None where none was made.
+        is_call_cut_off: Whether the answer ended in the middle of a tool call.
+        message: The answer as a message, as the session remembers it.
     """
 
     text: str
@@ -84,3 +117,9 @@ class Answer:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     timings: Timings
+    tool_calls: "tuple[ToolCall, ...]" = ()
+    logprobs: tuple[TokenLogprobs | None, ...] = ()
+    dropped_messages: tuple[Mapping[str, object], ...] = ()
+    speculation: "SpeculationStats | None" = None
+    is_call_cut_off: bool = False
+    message: Mapping[str, object] = field(default_factory=dict)

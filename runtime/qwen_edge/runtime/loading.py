@@ -4,12 +4,19 @@ The steps and their order are here; each is a module of its own: `package.py` an
 check, `opening.py` chooses and opens. Read `model.py` for what comes out.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_args
+from threading import Thread
+from typing import Literal, TypedDict, Unpack, get_args
 
 from qwen_edge.errors import PackageError, UsageError, did_you_mean
 from qwen_edge.profiles.choose import AUTO
 from qwen_edge.runtime.backends.warming import WarmingBackend
+from qwen_edge.runtime.batch_model import BatchModel
+from qwen_edge.runtime.batching.batch_opening import OpenedBatch, open_batch_backend
+from qwen_edge.runtime.batching.batch_options import BatchOptions
+from qwen_edge.runtime.decoding.draft_model import check_same_vocabulary
 from qwen_edge.runtime.environment import read_environment
 from qwen_edge.runtime.manifest import CHAT_TEMPLATE, TOKENIZER_JSON, Manifest
 from qwen_edge.runtime.model import Model
@@ -22,6 +29,8 @@ from qwen_edge.runtime.package import (
     read_manifest,
     verify_package,
 )
+from qwen_edge.runtime.snapshots.binding import bind_package
+from qwen_edge.runtime.snapshots.warm_prompt import find_warm_prompt
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
 from qwen_edge.runtime.verified import check_verified
 
@@ -43,6 +52,8 @@ def load(
     threads: int | None = None,
     verify: str = "first",
     warm_up: bool = True,
+    draft: Path | str | None = None,
+    lookup: bool = True,
     progress: Progress | None = None,
 ) -> Model:
     """Open a model package and make it ready to answer.
@@ -61,6 +72,9 @@ def load(
             and times later; "always" hashes at every load; "sizes" never does.
         warm_up: Run the first, slow inference in the background at once; the first question
             waits for what is left of it.
+        draft: Folder of a smaller package of the same vocabulary that guesses ahead. It is opened
+            with the options above, and closed with the model.
+        lookup: Whether to guess ahead from what the text said before. Neither changes an answer.
         progress: Called with the number of bytes hashed since the last call.
 
     Returns:
@@ -68,8 +82,8 @@ def load(
         runs it, `device_choice` where and why.
 
     Raises:
-        UsageError: An option is not one of those above, or the package does not hold what is
-            asked for.
+        UsageError: An option is not one of those above, the package does not hold what is asked
+            for, or the draft has another vocabulary.
         MissingExtraError: The engine is not installed.
         PackageError: The folder is no package, or not as it was sealed.
         DeviceError: No device, or not the one asked for, can run it.
@@ -81,12 +95,124 @@ def load(
     choose_formats(folder, manifest, backend=backend, device=device)  # refuses before hashing
     check_package(folder, manifest, verify=verify, progress=progress)
     # What is small is read first: its faults need not wait for a compilation.
+    tokenizer, template = _read_texts(folder, manifest)
+    where: _Where = {"backend": backend, "device": device, "threads": threads}
+    guesser = None if draft is None else _load_draft(draft, tokenizer, verify=verify, **where)
+    with _closed_on_failure(guesser):
+        opened = open_backend(folder, manifest, **where)
+        parts = (folder, opened, tokenizer, template, manifest)
+        return _make_model(*parts, warm_up=warm_up, lookup=lookup, draft=guesser)
+
+
+def load_batch(
+    path: Path | str,
+    *,
+    device: str = AUTO,
+    backend: str = AUTO,
+    threads: int | None = None,
+    verify: str = "first",
+    cache_bytes: int | None = None,
+    options: BatchOptions | None = None,
+    warm_up: bool = True,
+    reuses_answers: bool = False,
+    progress: Progress | None = None,
+) -> BatchModel:
+    """Open a model package to answer many requests at a time.
+
+    Args:
+        path: The package folder.
+        device: As for `load`. On the CPU with OpenVINO requests share steps and prefixes;
+            elsewhere they take turns, which gains nothing.
+        backend: As for `load`.
+        threads: As for `load`.
+        verify: As for `load`.
+        cache_bytes: Most memory for what all requests hold, taken as needed; None for 2 GB, or
+            what is available where that is less.
+        options: How steps are shared.
+        warm_up: As for `load`.
+        reuses_answers: Whether a prompt may go on from what an earlier answer left, as the next
+            turn of a conversation does. Its tokens are then those of a session, and not bit for
+            bit those of the same prompt computed whole.
+        progress: As for `load`.
+
+    Raises:
+        EdgeError: As `load`.
+    """
+    check_load_options(backend, threads, verify)
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    choose_formats(folder, manifest, backend=backend, device=device)  # refuses before hashing
+    check_package(folder, manifest, verify=verify, progress=progress)
+    tokenizer, template = _read_texts(folder, manifest)
+    where: _Where = {"backend": backend, "device": device, "threads": threads}
+    opened = open_batch_backend(
+        folder, manifest, cache_bytes=cache_bytes, reuses_answers=reuses_answers, **where
+    )
+    model = _make_batch_model(opened, tokenizer, template, manifest, options)
+    if warm_up:
+        Thread(target=model.batcher.warm_up, name="qwen-edge-warm-up", daemon=False).start()
+    return model
+
+
+def _make_batch_model(
+    opened: OpenedBatch,
+    tokenizer: TextTokenizer,
+    template: str,
+    manifest: Manifest,
+    options: BatchOptions | None,
+) -> BatchModel:
+    """Put the parts together; closes the backend where that goes wrong."""
+    try:
+        return BatchModel(
+            opened.backend,
+            tokenizer,
+            template,
+            manifest,
+            options=options,
+            backend_name=opened.name,
+            device_choice=opened.choice,
+        )
+    except BaseException:
+        opened.backend.close()
+        raise
+
+
+def _read_texts(folder: Path, manifest: Manifest) -> tuple[TextTokenizer, str]:
+    """Return a package's tokenizer and the text of its chat template."""
     tokenizer = TextTokenizer.load(open_inside(folder, TOKENIZER_JSON))
     _check_vocabulary(tokenizer, manifest)
     has_template = CHAT_TEMPLATE in manifest.files
-    template = _read_text(folder, CHAT_TEMPLATE) if has_template else _NO_TEMPLATE
-    opened = open_backend(folder, manifest, backend=backend, device=device, threads=threads)
-    return _make_model(opened, tokenizer, template, manifest, warm_up=warm_up)
+    return tokenizer, _read_text(folder, CHAT_TEMPLATE) if has_template else _NO_TEMPLATE
+
+
+class _Where(TypedDict):
+    """Which engine and device, as the caller asked for it."""
+
+    backend: str
+    device: str
+    threads: int | None
+
+
+def _load_draft(
+    path: Path | str, tokenizer: TextTokenizer, *, verify: str, **where: Unpack[_Where]
+) -> Model:
+    """Open the package that guesses ahead; refuse one that means other tokens."""
+    folder = Path(path)
+    read_manifest(folder)
+    other = TextTokenizer.load(open_inside(folder, TOKENIZER_JSON))
+    check_same_vocabulary(tokenizer, other, folder.name)
+    return load(folder, verify=verify, **where)
+
+
+@contextmanager
+def _closed_on_failure(model: Model | None) -> Iterator[None]:
+    """Close a model when what it was opened for fails."""
+    try:
+        yield
+    except BaseException:
+        if model is not None:
+            model.close()
+        raise
 
 
 def check_load_options(backend: str, threads: int | None, verify: str) -> None:
@@ -132,13 +258,22 @@ def check_package(
 
 
 def _make_model(
-    opened: Opened, tokenizer: TextTokenizer, template: str, manifest: Manifest, *, warm_up: bool
+    folder: Path,
+    opened: Opened,
+    tokenizer: TextTokenizer,
+    template: str,
+    manifest: Manifest,
+    *,
+    warm_up: bool,
+    lookup: bool,
+    draft: Model | None,
 ) -> Model:
     """Put the parts together and begin to warm up; closes the backend where that goes wrong."""
     warming = WarmingBackend(opened.backend) if warm_up else None
     settings = opened.choice.value
+    binding = bind_package(manifest, opened.name, settings)
     try:
-        return Model(
+        model = Model(
             warming or opened.backend,
             tokenizer,
             template,
@@ -148,10 +283,31 @@ def _make_model(
             backend_name=opened.name,
             device_choice=opened.choice,
             wait_until_warm=warming.wait_until_warm if warming else None,
+            binding=binding,
+            uses_lookup=lookup,
+            draft=draft,
         )
+        _use_warm_prompt(model, folder, manifest, opened)
+        return model
     except BaseException:
         (warming or opened.backend).close()
         raise
+
+
+def _use_warm_prompt(model: Model, folder: Path, manifest: Manifest, opened: Opened) -> None:
+    """Let conversations begin with the system prompt whose cache the package brings along."""
+    warm = find_warm_prompt(
+        folder,
+        manifest,
+        opened.name,
+        binding=model.binding,
+        max_tokens=opened.backend.max_context_tokens,
+    )
+    if warm is None:
+        return
+    model.warm_prompt = warm.text
+    if warm.token_ids:
+        model.prefix_cache.pin(warm.token_ids, warm.read)
 
 
 def _check_vocabulary(tokenizer: TextTokenizer, manifest: Manifest) -> None:

@@ -5,50 +5,38 @@ answers at once are the business of a server. Packages are opened by `loading.py
 makes a model from a script, for tests and examples without files.
 """
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from qwen_edge.errors import UsageError
 from qwen_edge.profiles.choose import Choice
+from qwen_edge.runtime.answer_options import AnswerOptions
 from qwen_edge.runtime.backends.backend import Backend
-from qwen_edge.runtime.chat import ChatTemplate
-from qwen_edge.runtime.generation import PREFILL_CHUNK_TOKENS, generate_tokens
-from qwen_edge.runtime.limits import check_max_new_tokens, check_room
-from qwen_edge.runtime.manifest import ChatFacts, DeviceSettings, GenerationFacts
+from qwen_edge.runtime.decoding.draft_model import DraftModel, check_same_vocabulary
+from qwen_edge.runtime.decoding.fitting import fit_to_model
+from qwen_edge.runtime.decoding.generation import PREFILL_CHUNK_TOKENS, generate_tokens
+from qwen_edge.runtime.decoding.picker import TokenPicker
+from qwen_edge.runtime.decoding.sampling import Sampler, SamplingParams
+from qwen_edge.runtime.decoding.speculation import make_drafter
+from qwen_edge.runtime.limits import check_max_new_tokens
+from qwen_edge.runtime.manifest import DeviceSettings
 from qwen_edge.runtime.prefix_cache import PrefixCache
-from qwen_edge.runtime.sampling import (
-    ANSWER_PRESET,
-    THINKING_PRESET,
-    SamplingParams,
-    make_sampler,
-)
 from qwen_edge.runtime.session import Session
+from qwen_edge.runtime.snapshots.binding import SnapshotBinding
+from qwen_edge.runtime.structured.output_format import OutputFormat
+from qwen_edge.runtime.text_model import ModelCard, TextModel
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
 
-
-class ModelCard(Protocol):
-    """The part of a manifest that a model needs; `Manifest` has it."""
-
-    @property
-    def name(self) -> str:
-        """Name of the package."""
-        ...
-
-    @property
-    def generation(self) -> GenerationFacts:
-        """Sampling defaults and stop ids."""
-        ...
-
-    @property
-    def chat(self) -> ChatFacts:
-        """Whether and how the model thinks."""
-        ...
+if TYPE_CHECKING:
+    from qwen_edge.runtime.decoding.drafting import Drafter
 
 
-class Model:
+class Model(TextModel):
     """A model that is ready to answer.
 
     Args:
@@ -61,6 +49,13 @@ class Model:
         backend_name: Which engine runs it: "openvino", "onnx", or "fake" for none.
         device_choice: The device's settings and why it was chosen; None for a fake.
         wait_until_warm: Returns when the backend may be used; called before each answer.
+        binding: What a saved session belongs to; None for a model without files.
+        uses_lookup: Whether to guess what comes next from the text so far.
+        draft: A smaller model of the same vocabulary that guesses what comes next; owned and
+            closed by this one.
+
+    Raises:
+        UsageError: The draft model has another vocabulary.
 
     State:
         Open until `close`. Its cache serves one answer at a time.
@@ -78,20 +73,31 @@ class Model:
         backend_name: Literal["openvino", "onnx", "fake"] = "fake",
         device_choice: Choice[DeviceSettings] | None = None,
         wait_until_warm: Callable[[], None] | None = None,
+        binding: SnapshotBinding | None = None,
+        uses_lookup: bool = True,
+        draft: "Model | None" = None,
     ) -> None:
-        self.name = manifest.name
-        self.generation = manifest.generation
-        self.chat = manifest.chat
-        self.manifest = manifest
-        self.tokenizer = tokenizer
-        self.chat_template = ChatTemplate(chat_template, tokenizer, thinking=manifest.chat.thinking)
+        super().__init__(
+            tokenizer,
+            chat_template,
+            manifest,
+            vocab_size=backend.vocab_size,
+            max_context_tokens=backend.max_context_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+        )
         self.backend = backend
         self.prefix_cache = PrefixCache(backend)
         self.prefill_chunk_tokens = prefill_chunk_tokens
-        self.max_prompt_tokens = max_prompt_tokens
         self.backend_name = backend_name
         self.device_choice = device_choice
+        self.binding = binding or SnapshotBinding("fake", hashlib.sha256(b"fake").hexdigest())
+        self.warm_prompt: str | None = None
+        """The system message whose cache the package brings along; None where it brings none."""
         self._wait_until_warm = wait_until_warm
+        self._draft = draft
+        self.drafter = make_drafter(
+            backend, lookup=uses_lookup, draft=None if draft is None else self._make_source(draft)
+        )
         self._lock = threading.Lock()
         self._is_closed = False
 
@@ -124,50 +130,34 @@ class Model:
         """Whether `close` was called."""
         return self._is_closed
 
-    @property
-    def max_context_tokens(self) -> int:
-        """Most tokens that prompt and answer may have together."""
-        return self.backend.max_context_tokens
-
-    def session(
-        self,
-        *,
-        system: str | None = None,
-        thinking: bool | None = None,
-        sampling: SamplingParams | None = None,
-        max_new_tokens: int | None = None,
-    ) -> Session:
-        """Return a new conversation; see `Session` for the arguments."""
-        self.check_open()
-        return Session(
-            self,
-            system=system,
-            thinking=thinking,
-            sampling=sampling,
-            max_new_tokens=max_new_tokens,
-        )
-
-    def sampling_defaults(self, thinking: bool | None = None) -> SamplingParams:
-        """Return the settings used when a caller gives none.
-
-        These are the package's. One exception: a package holds one set, and that of Qwen3 is
-        for thinking; where it is exactly that and thinking is off, Qwen's set for plain
-        answers is taken.
+    def session(self, *, system: str | None = None, **options: Unpack[AnswerOptions]) -> Session:
+        """Return a new conversation.
 
         Args:
-            thinking: Whether the model will think; None counts as the model's default.
+            system: System message, kept for the whole conversation.
+            **options: Defaults of all its answers; see `AnswerOptions`.
+
+        Raises:
+            UsageError: An option is out of range, or the model is closed.
         """
-        facts = self.generation
-        if not facts.do_sample:
-            return SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
-        params = SamplingParams(
-            temperature=facts.temperature,
-            top_k=facts.top_k,
-            top_p=facts.top_p,
-            min_p=facts.min_p,
-        )
-        is_switched_off = thinking is False and self.chat.thinking == "switchable"
-        return ANSWER_PRESET if is_switched_off and params == THINKING_PRESET else params
+        self.check_open()
+        return Session(self, system=system, defaults=options)
+
+    def load_session(self, path: Path | str) -> Session:
+        """Return a saved conversation, with what its prompt cost to compute.
+
+        Args:
+            path: A file that `Session.save` wrote with this package and these settings.
+
+        Raises:
+            PackageError: The file is damaged, cut short or no saved session.
+            UsageError: It belongs to another package or other settings; or the cache is in use.
+            ContextFullError: It is longer than the context.
+        """
+        from qwen_edge.runtime.saved_session import load_session
+
+        self.check_open()
+        return load_session(self, Path(path))
 
     def generate(
         self,
@@ -175,6 +165,8 @@ class Model:
         *,
         sampling: SamplingParams | None = None,
         max_new_tokens: int | None = None,
+        output: OutputFormat | None = None,
+        speculate: bool = True,
     ) -> Iterator[int]:
         """Yield the ids that follow a prompt, the stop id included, without any template.
 
@@ -183,6 +175,8 @@ class Model:
             sampling: How to choose tokens; None takes the package's settings.
             max_new_tokens: None means up to the package's own limit. The end of the context
                 ends the iteration too.
+            output: What the text must look like; None for anything.
+            speculate: Whether to guess ahead, which changes the speed and nothing else.
 
         Raises:
             UsageError: An id is out of range, there is none, or the cache is in use.
@@ -194,21 +188,22 @@ class Model:
         self.check_prompt_tokens(len(prompt_ids))
         wanted = self.generation.max_new_tokens if max_new_tokens is None else max_new_tokens
         limit = min(wanted, self.max_context_tokens - len(prompt_ids))
-        return self._generate(list(prompt_ids), sampling or self.sampling_defaults(), limit)
+        constraint = None if output is None else self.grammars.compile(output).start()
+        fitted = fit_to_model(
+            sampling or self.sampling_defaults(),
+            self.tokenizer,
+            vocab_size=self.backend.vocab_size,
+        )
+        sampler = Sampler(fitted, prompt_ids=prompt_ids)
+        stop_ids = (*self.generation.eos_token_ids, *fitted.stop_token_ids)
+        drafter = self.drafter if speculate else None
+        picker = TokenPicker(sampler, constraint)
+        return self._generate(list(prompt_ids), picker, limit, stop_ids, drafter)
 
     def wait_until_warm(self) -> None:
         """Return when the first inference, which is slow, is done."""
         if self._wait_until_warm is not None:
             self._wait_until_warm()
-
-    def check_prompt_tokens(self, num_tokens: int, *, is_lower_bound: bool = False) -> None:
-        """Raise ContextFullError when a prompt of this length leaves no room."""
-        check_room(
-            num_tokens,
-            max_context_tokens=self.max_context_tokens,
-            max_prompt_tokens=self.max_prompt_tokens,
-            is_lower_bound=is_lower_bound,
-        )
 
     def check_open(self) -> None:
         """Raise UsageError when the model is closed."""
@@ -242,34 +237,51 @@ class Model:
         self._is_closed = True
         self._close_backend()
 
+    def _make_source(self, draft: "Model") -> DraftModel:
+        """Return another model as a source of guesses; refuse one that means other tokens."""
+        check_same_vocabulary(self.tokenizer, draft.tokenizer, draft.name)
+        return DraftModel(draft.backend, name=draft.name)
+
     def _close_backend(self) -> None:
         """Release the backend when the model is closed and nobody uses it."""
         if self._is_closed and self._lock.acquire(blocking=False):
             try:
+                self.prefix_cache.clear_parking()
                 self.backend.close()
+                if self._draft is not None:
+                    self._draft.close()
             finally:
                 self._lock.release()
 
     def _generate(
-        self, prompt_ids: list[int], sampling: SamplingParams, max_new_tokens: int
+        self,
+        prompt_ids: list[int],
+        picker: TokenPicker,
+        max_new_tokens: int,
+        stop_token_ids: Sequence[int],
+        drafter: "Drafter | None",
     ) -> Iterator[int]:
         """Yield ids while holding the cache."""
         with self.borrow_cache():
             self.wait_until_warm()
-            num_reused = self.prefix_cache.begin(prompt_ids)
-            token_ids = generate_tokens(
+            num_reused = self.prefix_cache.begin(prompt_ids, owner=object())
+            if drafter is not None:
+                drafter.begin(prompt_ids)
+            tokens = generate_tokens(
                 self.backend,
                 prompt_ids[num_reused:],
-                sample=make_sampler(sampling),
+                picker=picker,
                 max_new_tokens=max_new_tokens,
+                stop_token_ids=stop_token_ids,
+                drafter=drafter,
                 prefill_chunk_tokens=self.prefill_chunk_tokens,
                 is_cancelled=lambda: self._is_closed,
             )
-            for token_id in token_ids:
-                self.prefix_cache.append(token_id)
-                yield token_id
-                if token_id in self.generation.eos_token_ids:
-                    return
+            # Closed here and now: what it does at its end is to this answer's cache.
+            with closing(tokens):
+                for token in tokens:
+                    self.prefix_cache.append(token.token_id)
+                    yield token.token_id
 
     def _check_ids(self, prompt_ids: Sequence[int]) -> None:
         """Raise UsageError unless there is at least one id and all are in range."""

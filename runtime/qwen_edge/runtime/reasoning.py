@@ -47,6 +47,16 @@ class ReasoningSplitter:
         self._held = ""  # reasoning: line breaks at the end; answer: white space before <think>
         self._is_at_start = starts_open  # line breaks at the start of a part are dropped
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the next token belongs to the reasoning."""
+        return self._is_open
+
+    def flush(self) -> Iterator[Piece]:
+        """Yield what is held back, because something that is no text comes next."""
+        yield from self.finish()
+        self._may_open = False
+
     def push(self, token_id: int) -> Iterator[Piece]:
         """Yield the pieces that one more id completes: none, one or two."""
         if self._may_open and token_id == self._open_id:

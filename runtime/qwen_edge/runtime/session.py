@@ -2,43 +2,34 @@
 
 The ladder is `generate_tokens` (ids), `Session.stream` (events), `Session.ask` (an answer).
 A session knows messages and limits; the cache belongs to the model, and sessions take turns
-on it. Read `turn.py` for how ids become events and `prefix_cache.py` for the reuse.
+on it. Read `planning.py` for what is checked before an answer, `turn.py` for how ids become
+events and `prefix_cache.py` for the reuse.
 """
 
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from itertools import takewhile
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from qwen_edge.errors import UsageError
+from qwen_edge.runtime.answer_options import AnswerOptions, ResolvedOptions, resolve_options
 from qwen_edge.runtime.chat import Message, check_messages
+from qwen_edge.runtime.decoding.generation import generate_tokens
+from qwen_edge.runtime.decoding.picker import NewToken
 from qwen_edge.runtime.events import Answer, Event, FinishReason
-from qwen_edge.runtime.generation import generate_tokens
-from qwen_edge.runtime.limits import check_max_new_tokens
-from qwen_edge.runtime.sampling import SamplingParams, make_sampler
-from qwen_edge.runtime.stopping import check_stop_strings
-from qwen_edge.runtime.turn import Stopwatch, TurnText, collect_answer, make_splitter
+from qwen_edge.runtime.planning import AnswerPlan, plan_answer
+from qwen_edge.runtime.snapshots.snapshot_file import save_snapshot
+from qwen_edge.runtime.turn import Stopwatch, collect_answer, show_tokens
 
 if TYPE_CHECKING:
     from qwen_edge.runtime.model import Model
 
 SessionState = Literal["new", "ready", "closed"]
-Prompt = str | Sequence[Message]
-
-_LONG_TEXT_CHARS = 100_000  # from here a lower bound is computed before the exact count
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """One checked request: what to feed, how to sample, what to remember."""
-
-    base: tuple[Message, ...]
-    messages: tuple[Message, ...]
-    prompt_ids: tuple[int, ...]
-    sampling: SamplingParams
-    max_new_tokens: int
-    text: TurnText
+Prompt = str | Sequence[Message] | None
+MAX_TOOL_ROUNDS = 8
 
 
 class Session:
@@ -47,9 +38,7 @@ class Session:
     Args:
         model: Lends its cache for the time of each answer.
         system: System message, kept for the whole conversation.
-        thinking: Default for `stream`; None leaves it to the model.
-        sampling: Default for `stream`; None takes the package's settings.
-        max_new_tokens: Default for `stream`; None means up to the end of the context.
+        defaults: Options of every answer that does not bring its own; see `AnswerOptions`.
 
     State:
         New until the first answer begins, then ready, after `close` closed. Laws, at every
@@ -62,16 +51,11 @@ class Session:
         model: "Model",
         *,
         system: str | None = None,
-        thinking: bool | None = None,
-        sampling: SamplingParams | None = None,
-        max_new_tokens: int | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
-        model.chat_template.check_thinking(thinking)
-        check_max_new_tokens(max_new_tokens)
+        self._defaults = dict(defaults or {})
+        model.chat_template.check_thinking(resolve_options(self._defaults, {}).thinking)
         self._model = model
-        self._thinking = thinking
-        self._sampling = sampling
-        self._max_new_tokens = max_new_tokens
         self._system: tuple[Message, ...] = (
             () if system is None else ({"role": "system", "content": system},)
         )
@@ -115,75 +99,180 @@ class Session:
         Another session of the same model may have used the cache in between; then only what
         both conversations begin with is left.
         """
-        cached = self._model.prefix_cache.cached_ids
-        num_common = 0
-        for cached_id, own_id in zip(cached, self._conversation_ids, strict=False):
-            if cached_id != own_id:
-                break
-            num_common += 1
-        return cached[:num_common]
+        pairs = zip(self._model.prefix_cache.cached_ids, self._conversation_ids, strict=False)
+        return tuple(own for _, own in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def stream(
-        self,
-        prompt: Prompt,
-        *,
-        sampling: SamplingParams | None = None,
-        max_new_tokens: int | None = None,
-        thinking: bool | None = None,
-        stop: str | Sequence[str] = (),
-        tools: Sequence[Mapping[str, object]] | None = None,
+        self, prompt: Prompt = None, **options: Unpack[AnswerOptions]
     ) -> Generator[Event, None, None]:
         """Return the answer as a stream of events, the last one of kind "done".
 
-        All arguments and the length are checked here; nothing is computed before the first
+        All options and the length are checked here; nothing is computed before the first
         `next()`. Closing the generator, or `cancel`, ends the answer. A cancelled answer is
         remembered as far as it was given out; without any answer text the turn is forgotten.
 
         Args:
             prompt: A text adds a user message. A list of messages replaces the conversation;
-                the session's system message is put before it unless it brings one.
-            sampling: How to choose tokens.
-            max_new_tokens: At least one; the end of the context also ends the answer.
-            thinking: Whether to think first.
-            stop: Texts that end the answer; they are not shown. Reasoning may hold them.
-            tools: Function schemas offered to the model.
+                the session's system message is put before it unless it brings one. None
+                answers the conversation as it is, after `add`.
+            **options: See `AnswerOptions`; they win over the session's.
 
         Raises:
-            UsageError: An argument is out of range, or the session is closed.
+            UsageError: An option is out of range, or the session is closed.
+            GrammarError: What the answer must look like cannot be made a grammar.
             ContextFullError: The prompt leaves no room in the context.
             PackageError: The chat template or the tokenizer failed.
         """
         self._check_open()
-        plan = self._plan(
-            prompt,
-            sampling,
-            max_new_tokens,
-            thinking,
-            (stop,) if isinstance(stop, str) else stop,
-            tools,
-        )
-        return self._run(plan)
+        base = self._messages
+        plan = self._plan(prompt, resolve_options(self._defaults, options))
+        return self._run(plan, base)
 
-    def ask(
-        self,
-        prompt: Prompt,
-        *,
-        sampling: SamplingParams | None = None,
-        max_new_tokens: int | None = None,
-        thinking: bool | None = None,
-        stop: str | Sequence[str] = (),
-        tools: Sequence[Mapping[str, object]] | None = None,
-    ) -> Answer:
+    def ask(self, prompt: Prompt = None, **options: Unpack[AnswerOptions]) -> Answer:
         """Return a whole answer; the arguments and errors are those of `stream`."""
-        events = self.stream(
-            prompt,
-            sampling=sampling,
-            max_new_tokens=max_new_tokens,
-            thinking=thinking,
-            stop=stop,
-            tools=tools,
-        )
-        return collect_answer(events)
+        return collect_answer(self.stream(prompt, **options))
+
+    def ask_several(
+        self, prompt: Prompt = None, *, n: int, **options: Unpack[AnswerOptions]
+    ) -> tuple[Answer, ...]:
+        """Return `n` answers to the same prompt; none of them becomes part of the conversation.
+
+        The prompt is computed once. Each has a seed of its own, made from the one given. To go on
+        from one of them: `session.add(prompt message, answer.message)`.
+
+        Args:
+            prompt: As for `stream`.
+            n: At least one.
+            **options: As for `stream`.
+
+        Raises:
+            UsageError: `n` is no number of answers.
+            EdgeError: As `stream`.
+        """
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise UsageError(f"n is {n!r}; expected 1 or more answers.", "pass n=2", option="n")
+        self._check_open()
+        resolved = resolve_options(self._defaults, options)
+        base = self._messages
+        answers = []
+        for index in range(n):
+            plan = self._plan(prompt, resolved, answer_index=index)
+            answers.append(collect_answer(self._run(plan, base, is_remembered=False)))
+        return tuple(answers)
+
+    def ask_with_tools(
+        self,
+        prompt: Prompt = None,
+        *,
+        max_rounds: int = MAX_TOOL_ROUNDS,
+        **options: Unpack[AnswerOptions],
+    ) -> Answer:
+        """Return the answer to a prompt after calling the Python functions among the tools.
+
+        Calls are made one after the other and their results are given to the model, until it
+        answers without a call. What a function raises is given to the model as its result.
+
+        Args:
+            prompt: As for `stream`.
+            max_rounds: Most times that results are given back.
+            **options: As for `stream`; `tools` must hold Python functions.
+
+        Raises:
+            UsageError: A tool has no function, or the model still calls tools
+                after `max_rounds`. The conversation keeps what was said.
+            ContextFullError: The context ended in the middle of a call.
+            EdgeError: As `stream`.
+        """
+        from qwen_edge.runtime.tools.tool_loop import ask_with_tools
+
+        tools = resolve_options(self._defaults, options).tools
+        return ask_with_tools(self, prompt, max_rounds=max_rounds, **{**options, "tools": tools})
+
+    def add(self, *messages: Message) -> None:
+        """Add messages without answering, such as the results of tool calls.
+
+        Raises:
+            UsageError: The conversation would be malformed; nothing was added.
+        """
+        self._check_open()
+        self._messages = tuple(check_messages([*self._messages, *messages], is_complete=False))
+
+    def edit(self, index: int, content: str, **options: Unpack[AnswerOptions]) -> Answer:
+        """Replace an earlier user message, forget what came after it, and answer.
+
+        Args:
+            index: Of a user message in `messages`.
+            content: Its new text.
+            **options: As for `stream`.
+
+        Raises:
+            UsageError: There is no user message at this index.
+            EdgeError: As `stream`; nothing was forgotten then.
+        """
+        if isinstance(index, bool) or index not in self._user_places():
+            raise UsageError(
+                f"index is {index!r}; the user messages are at {self._user_places()}.",
+                "look at session.messages",
+                option="index",
+            )
+        before = self._messages[:index]
+        return self.ask([*before, {"role": "user", "content": content}], **options)
+
+    def rollback(self, num_turns: int = 1) -> None:
+        """Forget the last turns: each a user message with everything after it.
+
+        Args:
+            num_turns: At least 1, at most the number of user messages.
+
+        Raises:
+            UsageError: There are not as many turns.
+        """
+        self._check_open()
+        starts = self._user_places()
+        if isinstance(num_turns, bool) or not 1 <= num_turns <= len(starts):
+            raise UsageError(
+                f"num_turns is {num_turns!r}; the conversation has {len(starts)} turns.",
+                f"pass 1 to {len(starts)}" if starts else "ask something first",
+                option="num_turns",
+            )
+        self._messages = self._messages[: starts[-num_turns]]
+
+    def branch(self) -> "Session":
+        """Return another session that goes on from here; this one stays as it is."""
+        self._check_open()
+        other = Session(self._model, defaults=self._defaults)
+        other._system = self._system
+        other._messages = self._messages
+        other._conversation_ids = list(self._conversation_ids)
+        return other
+
+    def save(self, path: Path | str) -> None:
+        """Write the conversation to a file, with what the model's cache holds of it.
+
+        `Model.load_session` goes on from there without computing it again, bit for bit; with the
+        same package and settings only.
+
+        Args:
+            path: Replaced when the file is whole, and not before.
+
+        Raises:
+            UsageError: The file cannot be written, or the cache is in use.
+            DeviceError: The device does not give its cache out.
+        """
+        self._check_open()
+        model = self._model
+        with model.borrow_cache():
+            model.wait_until_warm()
+            snapshot = model.prefix_cache.snapshot(self._conversation_ids)
+        conversation = {"messages": list(self._messages), "system": list(self._system)}
+        save_snapshot(Path(path), snapshot, binding=model.binding, conversation=conversation)
+
+    def resume(
+        self, system: Sequence[Message], messages: Sequence[Message], token_ids: Sequence[int]
+    ) -> None:
+        """Take over a saved conversation, of which the cache holds these ids."""
+        self._system, self._messages = tuple(system), tuple(messages)
+        self._conversation_ids = list(token_ids)
 
     def cancel(self) -> None:
         """End the answer that is being streamed, from any thread.
@@ -199,6 +288,10 @@ class Session:
             self._cancelled.set()
             self._state = "closed"
 
+    def _user_places(self) -> list[int]:
+        """Return where in `messages` the user's are: each begins a turn."""
+        return [i for i, message in enumerate(self._messages) if message["role"] == "user"]
+
     def _begin(self) -> None:
         """Start an answer; `close` in another thread comes wholly before or wholly after."""
         with self._state_lock:
@@ -207,59 +300,30 @@ class Session:
             self._state = "ready"
 
     def _plan(
-        self,
-        prompt: Prompt,
-        sampling: SamplingParams | None,
-        max_new_tokens: int | None,
-        thinking: bool | None,
-        stop: Sequence[str],
-        tools: Sequence[Mapping[str, object]] | None,
-    ) -> _Plan:
-        """Check a request and return what it needs. Changes nothing."""
-        model = self._model
-        check_stop_strings(stop)
-        check_max_new_tokens(max_new_tokens)
-        thinking = self._thinking if thinking is None else thinking
-        messages = self._with_prompt(prompt)
-        self._check_long_text(messages)
-        prompt_ids = model.chat_template.encode(messages, tools=tools, thinking=thinking)
-        model.check_prompt_tokens(len(prompt_ids))
-        room = model.max_context_tokens - len(prompt_ids)
-        limit = max_new_tokens or self._max_new_tokens or room
-        chat = model.chat
-        splitter = make_splitter(
-            model.tokenizer.token_bytes, prompt_ids, chat.think_open_id, chat.think_close_id
-        )
-        return _Plan(
-            base=self._messages,
-            messages=messages,
-            prompt_ids=tuple(prompt_ids),
-            sampling=sampling or self._sampling or model.sampling_defaults(thinking),
-            max_new_tokens=min(limit, room),
-            text=TurnText(splitter, stop),
+        self, prompt: Prompt, options: ResolvedOptions, *, answer_index: int = 0
+    ) -> AnswerPlan:
+        """Return what an answer needs. Changes nothing."""
+        return plan_answer(
+            self._model, self._with_prompt(prompt), options, answer_index=answer_index
         )
 
     def _with_prompt(self, prompt: Prompt) -> tuple[Message, ...]:
         """Return the conversation that a prompt leads to, as a plain copy."""
+        if prompt is None:
+            return tuple(check_messages(self._messages))
         if isinstance(prompt, str):
-            return (*self._messages, *check_messages([{"role": "user", "content": prompt}]))
+            return tuple(check_messages([*self._messages, {"role": "user", "content": prompt}]))
         messages = tuple(check_messages(prompt))
         has_system = messages[0]["role"] == "system"
         return messages if has_system else (*self._system, *messages)
 
-    def _check_long_text(self, messages: Sequence[Message]) -> None:
-        """Raise ContextFullError early when one text alone is longer than the context."""
-        for message in messages:
-            content = str(message["content"])
-            if len(content) >= _LONG_TEXT_CHARS:
-                num_tokens = self._model.tokenizer.count_at_least(content)
-                self._model.check_prompt_tokens(num_tokens, is_lower_bound=True)
-
-    def _run(self, plan: _Plan) -> Generator[Event, None, None]:
+    def _run(
+        self, plan: AnswerPlan, base: tuple[Message, ...], *, is_remembered: bool = True
+    ) -> Generator[Event, None, None]:
         """Yield the events of one answer; remember it when it ends."""
         with self._model.borrow_cache():
             self._begin()
-            if self._messages is not plan.base:
+            if self._messages is not base:
                 raise UsageError(
                     "The conversation went on after this stream was made, so its prompt is old.",
                     "call stream() again, and read one stream to its end before making the next",
@@ -268,59 +332,57 @@ class Session:
             try:
                 finish_reason = yield from self._stream_text(plan, watch)
             except (GeneratorExit, KeyboardInterrupt):
-                self._remember(plan, "cancelled")
+                if is_remembered:
+                    self._remember(plan, "cancelled")
                 raise
-            self._remember(plan, finish_reason)
-            yield plan.text.done(finish_reason, watch.read())
+            if is_remembered:
+                self._remember(plan, finish_reason)
+            speculation = None if plan.drafter is None else plan.drafter.stats
+            yield plan.text.done(finish_reason, watch.read(), plan.dropped_messages, speculation)
 
-    def _stream_text(self, plan: _Plan, watch: Stopwatch) -> Generator[Event, None, FinishReason]:
+    def _stream_text(
+        self, plan: AnswerPlan, watch: Stopwatch
+    ) -> Generator[Event, None, FinishReason]:
         """Yield the text events of one answer and return why it ended."""
-        eos_token_ids = self._model.generation.eos_token_ids
-        text = plan.text
-        for token_id in self._iter_tokens(plan, watch):
-            if token_id in eos_token_ids:
-                text.push_hidden(token_id)
-                yield from text.finish()
-                return "stop"
-            yield from text.push(token_id)
-            if text.is_stopped:
-                return "stop"
-        yield from text.finish()
-        if text.is_stopped:
-            return "stop"
+        with closing(self._iter_tokens(plan, watch)) as tokens:
+            reason = yield from show_tokens(plan.text, tokens, plan.stop_token_ids)
+        if reason is not None:
+            return reason
         is_cancelled = self._cancelled.is_set() or self._model.is_closed
         return "cancelled" if is_cancelled else "length"
 
-    def _iter_tokens(self, plan: _Plan, watch: Stopwatch) -> Iterator[int]:
-        """Yield new ids; keep the record of the cache and of the conversation."""
+    def _iter_tokens(self, plan: AnswerPlan, watch: Stopwatch) -> Generator[NewToken, None, None]:
+        """Yield new tokens; keep the record of the cache and of the conversation."""
         model = self._model
         model.wait_until_warm()
-        num_reused = model.prefix_cache.begin(plan.prompt_ids)
+        num_reused = model.prefix_cache.begin(plan.prompt_ids, owner=self)
         watch.reused(num_reused)
         self._conversation_ids = list(plan.prompt_ids)
-        token_ids = generate_tokens(
+        if plan.drafter is not None:
+            plan.drafter.begin(plan.prompt_ids)
+        tokens = generate_tokens(
             model.backend,
             plan.prompt_ids[num_reused:],
-            sample=make_sampler(plan.sampling),
+            picker=plan.picker,
             max_new_tokens=plan.max_new_tokens,
+            stop_token_ids=tuple(plan.stop_token_ids),
+            drafter=plan.drafter,
             prefill_chunk_tokens=model.prefill_chunk_tokens,
             is_cancelled=lambda: self._cancelled.is_set() or model.is_closed,
         )
-        for token_id in token_ids:
-            watch.decoded()
-            model.prefix_cache.append(token_id)
-            self._conversation_ids.append(token_id)
-            yield token_id
+        # Closed here and now: what it does at its end is to this answer's cache.
+        with closing(tokens):
+            for token in tokens:
+                watch.decoded()
+                model.prefix_cache.append(token.token_id)
+                self._conversation_ids.append(token.token_id)
+                yield token
 
-    def _remember(self, plan: _Plan, finish_reason: FinishReason) -> None:
+    def _remember(self, plan: AnswerPlan, finish_reason: FinishReason) -> None:
         """Add the turn to the conversation, unless it was cancelled before any answer."""
-        answer, reasoning = plan.text.answer, plan.text.reasoning
-        if finish_reason == "cancelled" and not answer:
+        message = plan.text.message
+        if finish_reason == "cancelled" and not message["content"] and "tool_calls" not in message:
             return
-        message: dict[str, object] = {"role": "assistant", "content": answer}
-        if reasoning:
-            # Kept apart: the template drops the reasoning of earlier turns.
-            message["reasoning_content"] = reasoning
         self._messages = (*plan.messages, message)
 
     def _check_open(self) -> None:

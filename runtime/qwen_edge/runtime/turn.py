@@ -1,46 +1,77 @@
 """One answer in the making: ids in, events out, until a stop string, a stop id or the limit.
 
-Joins the reasoning splitter and the stop matcher. It knows nothing of backends or sessions;
-read `session.py` for who drives it.
+Joins the reasoning splitter, the stop matcher and the reader of tool calls. It knows nothing of
+backends or sessions; read `session.py` for who drives it.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from qwen_edge.runtime.decoding.picker import NewToken
+from qwen_edge.runtime.decoding.reasoning import read_reasoning_start
+from qwen_edge.runtime.decoding.sampling import TokenLogprobs
 from qwen_edge.runtime.events import Answer, Event, EventKind, FinishReason, Timings
-from qwen_edge.runtime.reasoning import ReasoningSplitter
+from qwen_edge.runtime.reasoning import Piece, ReasoningSplitter
 from qwen_edge.runtime.stopping import StopMatcher
+from qwen_edge.runtime.tools.messages import build_call_message
+from qwen_edge.runtime.tools.tool_call import ToolCall, ToolCallDelta
 
-_MAX_LAYOUT_TOKENS = 4  # `<think>`, a line break, and room for a template that adds more
+if TYPE_CHECKING:
+    from qwen_edge.runtime.chat import Message
+    from qwen_edge.runtime.decoding.draft_account import SpeculationStats
+    from qwen_edge.runtime.tools.call_parser import ToolCallParser
+    from qwen_edge.runtime.tools.tool_call import CallPiece
 
 
 class TurnText:
     """Collects one answer and cuts it into events.
 
-    Stop strings are looked for in the answer only: reasoning is not for them to cut.
+    Stop strings are looked for in the answer only: reasoning and calls are not for them to cut.
 
     Args:
         splitter: A fresh one.
         stop_strings: Checked here.
+        calls: Reads tool calls; None where no tools were offered.
+        tag_ids: Ids of `<tool_call>` and `</tool_call>`, where calls are read.
 
     Raises:
         UsageError: A stop string is empty.
 
     State:
-        Grows with every id; `token_ids` holds all of them, also those whose text is hidden.
+        Grows with every token; `token_ids` holds all of them, also those whose text is hidden.
     """
 
-    def __init__(self, splitter: ReasoningSplitter, stop_strings: Sequence[str]) -> None:
+    def __init__(
+        self,
+        splitter: ReasoningSplitter,
+        stop_strings: Sequence[str],
+        calls: "ToolCallParser | None" = None,
+        tag_ids: tuple[int, int] | None = None,
+    ) -> None:
         self._splitter = splitter
         self._matcher = StopMatcher(stop_strings)
+        self._calls = calls
+        self._open_id = None if tag_ids is None else tag_ids[0]
+        self._close_id = None if tag_ids is None else tag_ids[1]
+        self._is_call_cut_off = False
         self._texts: dict[EventKind, list[str]] = {"reasoning": [], "answer": []}
-        self._pending: list[int] = []
+        self._pending: list[NewToken] = []
+        self._num_reasoning = 0
+        self._num_forced = 0
         self.token_ids: list[int] = []
+        self.tool_calls: list[ToolCall] = []
 
     @property
     def is_stopped(self) -> bool:
         """Whether a stop string was completed."""
         return self._matcher.matched is not None
+
+    @property
+    def natural_end(self) -> FinishReason:
+        """Why the answer ended, where the model itself ended it."""
+        return "tool_calls" if self.tool_calls else "stop"
 
     @property
     def answer(self) -> str:
@@ -52,60 +83,158 @@ class TurnText:
         """Reasoning text given out so far."""
         return "".join(self._texts["reasoning"])
 
-    def push(self, token_id: int) -> Iterator[Event]:
-        """Add an id and yield the events that it completes."""
-        self.push_hidden(token_id)
-        for kind, text in self._splitter.push(token_id):
-            yield from self._emit(kind, self._matcher.push(text) if kind == "answer" else text)
+    @property
+    def message(self) -> "Message":
+        """The answer so far as a message of the conversation."""
+        return build_call_message(self.answer, self.tool_calls, reasoning=self.reasoning)
 
-    def push_hidden(self, token_id: int) -> None:
-        """Add an id that has no text, such as the end of the answer."""
-        self.token_ids.append(token_id)
-        self._pending.append(token_id)
+    def push(self, token: NewToken) -> Iterator[Event]:
+        """Add a token and yield the events that it completes."""
+        self.push_hidden(token)
+        was_reasoning = self._splitter.is_open
+        is_tag = token.token_id in (self._open_id, self._close_id)
+        if self._calls is not None and is_tag and not was_reasoning:
+            yield from self._show(self._splitter.flush())
+            is_open = token.token_id == self._open_id
+            yield from self._show_calls(
+                self._calls.push_open() if is_open else self._calls.push_close()
+            )
+            return
+        yield from self._show(self._splitter.push(token.token_id))
+        self._num_reasoning += was_reasoning or self._splitter.is_open
+
+    def push_hidden(self, token: NewToken) -> None:
+        """Add a token that has no text, such as the end of the answer."""
+        self.token_ids.append(token.token_id)
+        self._pending.append(token)
+        self._num_forced += token.is_forced
 
     def finish(self) -> Iterator[Event]:
         """Yield the text held back; call it once, when no stop string was completed."""
-        for kind, text in self._splitter.finish():
-            yield from self._emit(kind, self._matcher.push(text) if kind == "answer" else text)
+        yield from self._show(self._splitter.finish())
+        if self._calls is not None:
+            self._is_call_cut_off = self._calls.is_in_call
+            yield from self._show_calls(self._calls.finish())
         yield from self._emit("answer", self._matcher.finish())
 
-    def done(self, finish_reason: FinishReason, timings: Timings) -> Event:
+    def done(
+        self,
+        finish_reason: FinishReason,
+        timings: Timings,
+        dropped_messages: "Sequence[Message]" = (),
+        speculation: "SpeculationStats | None" = None,
+    ) -> Event:
         """Return the last event, with the ids that no other event carried."""
-        return Event("done", "", self._take_pending(), finish_reason, timings)
+        ids, logprobs = self._take_pending()
+        counted = replace(
+            timings, forced_tokens=self._num_forced, reasoning_tokens=self._num_reasoning
+        )
+        return Event(
+            "done",
+            token_ids=ids,
+            logprobs=logprobs,
+            finish_reason=finish_reason,
+            timings=counted,
+            dropped_messages=tuple(dropped_messages),
+            speculation=speculation,
+            message=self.message,
+            is_call_cut_off=self._is_call_cut_off,
+        )
+
+    def _show(self, pieces: Iterator[Piece]) -> Iterator[Event]:
+        """Yield events for text of the splitter."""
+        for kind, text in pieces:
+            if kind == "answer" and self._calls is not None:
+                yield from self._show_calls(self._calls.push(text))
+            else:
+                yield from self._emit(kind, self._matcher.push(text) if kind == "answer" else text)
+
+    def _show_calls(self, pieces: "Sequence[CallPiece]") -> Iterator[Event]:
+        """Yield events for what the parser found: calls, or text after all."""
+        for piece in pieces:
+            if isinstance(piece, str):
+                yield from self._emit("answer", self._matcher.push(piece))
+                continue
+            if isinstance(piece, ToolCallDelta) and piece.name is not None:
+                # A stop string does not reach over a call, and text stays before it.
+                yield from self._emit("answer", self._matcher.finish())
+            ids, logprobs = self._take_pending()
+            if isinstance(piece, ToolCall):
+                self.tool_calls.append(piece)
+                yield Event("tool_call", token_ids=ids, logprobs=logprobs, tool_call=piece)
+            else:
+                yield Event(
+                    "tool_call_delta", token_ids=ids, logprobs=logprobs, tool_call_delta=piece
+                )
 
     def _emit(self, kind: EventKind, text: str) -> Iterator[Event]:
         """Yield an event when there is text to show."""
         if text:
             self._texts[kind].append(text)
-            yield Event(kind, text, self._take_pending())
+            ids, logprobs = self._take_pending()
+            yield Event(kind, text, ids, logprobs=logprobs)
 
-    def _take_pending(self) -> tuple[int, ...]:
-        """Return the ids since the last event."""
-        pending = tuple(self._pending)
+    def _take_pending(self) -> tuple[tuple[int, ...], tuple[TokenLogprobs | None, ...]]:
+        """Return the ids since the last event, and how likely they were where that is known."""
+        ids = tuple(token.token_id for token in self._pending)
+        logprobs = tuple(token.logprobs for token in self._pending)
         self._pending.clear()
-        return pending
+        return ids, logprobs if any(logprobs) else ()
 
 
 def collect_answer(events: Iterator[Event]) -> Answer:
     """Read a stream to its end and return it as one answer."""
-    answer: list[str] = []
-    reasoning: list[str] = []
+    texts: dict[EventKind, list[str]] = {"reasoning": [], "answer": []}
     token_ids: list[int] = []
+    logprobs: list[TokenLogprobs | None] = []
+    calls: list[ToolCall] = []
     for event in events:
         token_ids.extend(event.token_ids)
-        if event.kind == "reasoning":
-            reasoning.append(event.text)
-        elif event.kind == "answer":
-            answer.append(event.text)
-        elif event.finish_reason is not None and event.timings is not None:
+        logprobs.extend(event.logprobs or [None] * len(event.token_ids))
+        if event.text:
+            texts[event.kind].append(event.text)
+        if event.tool_call is not None:
+            calls.append(event.tool_call)
+        if event.finish_reason is not None and event.timings is not None:
             return Answer(
-                "".join(answer),
-                "".join(reasoning),
+                "".join(texts["answer"]),
+                "".join(texts["reasoning"]),
                 tuple(token_ids),
                 event.finish_reason,
                 event.timings,
+                tuple(calls),
+                tuple(logprobs) if any(logprobs) else (),
+                event.dropped_messages,
+                event.speculation,
+                event.is_call_cut_off,
+                event.message,
             )
     raise AssertionError("a stream ends with a done event")
+
+
+def show_tokens(
+    text: TurnText, tokens: Iterable[NewToken], stop_token_ids: Collection[int]
+) -> Generator[Event, None, FinishReason | None]:
+    """Yield the events of an answer's tokens.
+
+    Args:
+        text: A fresh one.
+        tokens: Read as far as needed.
+        stop_token_ids: Ids that end the answer.
+
+    Returns:
+        Why the answer ended; None where the tokens just came to an end.
+    """
+    for token in tokens:
+        if token.token_id in stop_token_ids:
+            text.push_hidden(token)
+            yield from text.finish()
+            return text.natural_end
+        yield from text.push(token)
+        if text.is_stopped:
+            return "stop"
+    yield from text.finish()
+    return "stop" if text.is_stopped else None
 
 
 def make_splitter(
@@ -123,11 +252,11 @@ def make_splitter(
         open_id: Id of `<think>`, or None.
         close_id: Id of `</think>`, or None.
     """
-    starts_open = False
-    for token_id in reversed(prompt_ids[-_MAX_LAYOUT_TOKENS:]):
-        if token_id in (open_id, close_id):
-            starts_open = token_id == open_id
-            break
+    starts_open = (
+        open_id is not None
+        and close_id is not None
+        and read_reasoning_start(prompt_ids, open_id, close_id) == "open"
+    )
     return ReasoningSplitter(token_bytes, open_id, close_id, starts_open=starts_open)
 
 
@@ -146,7 +275,7 @@ class Stopwatch:
         self._num_reused = num_tokens
 
     def decoded(self) -> None:
-        """Note one new token."""
+        """Note a new token."""
         self._num_decoded += 1
         if self._first_s is None:
             self._first_s = time.perf_counter()
