@@ -9,7 +9,8 @@ import pytest
 
 from qwen_edge.cli.main import cli
 from qwen_edge.profiles import profile_names, recipe_names
-from qwen_edge.runtime import Model, load, load_batch
+from qwen_edge.runtime import Model, SamplingParams, load, load_batch
+from qwen_edge.runtime.answer_options import resolve_options
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -67,6 +68,13 @@ def test_page_for_programmers_runs(
     for name, opener in (("load", load), ("load_batch", load_batch)):
         patched = functools.partial(_open_demo, opener, demo_package)
         monkeypatch.setattr(f"qwen_edge.runtime.{name}", patched, raising=False)
+    # The demo model is so small that it may never come to an end.
+    short = {"max_new_tokens": 64, "sampling": SamplingParams(temperature=0)}
+    for name in ("session", "batch_model"):
+        monkeypatch.setattr(
+            f"qwen_edge.runtime.{name}.resolve_options",
+            lambda defaults, given: resolve_options({**short, **defaults}, given),
+        )
     monkeypatch.chdir(tmp_path)
     with load(demo_package) as model:
         names: dict[str, object] = {}

@@ -142,13 +142,22 @@ def test_the_answer_has_the_form_asked_for(
     assert (outcome.code, outcome.out) == (0, expected + "\n")
 
 
-def test_a_pattern_that_is_none_is_refused_before_the_first_token(
-    cli: Any, fake_package: Any
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--regex", "(a"], "unclosed group"),
+        (["--grammar", "schema.json"], "expected Lark rules"),
+        (["--json-schema", '{"type": "objct"}'], "objct"),
+    ],
+    ids=["regex", "grammar", "schema"],
+)
+def test_a_form_that_is_none_is_refused_before_the_first_token(
+    cli: Any, fake_package: Any, files: Path, arguments: list[str], words: str
 ) -> None:
     package = fake_package("No.")
-    outcome = cli("run", package.folder, "x", "--regex", "(a")
+    outcome = cli("run", package.folder, "x", *arguments)
     assert (outcome.code, outcome.out) == (2, "")
-    assert "unclosed group" in outcome.err
+    assert words in outcome.err and "\nFix: " in outcome.err
     assert not package.models[0].backend.cached_ids
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from qwen_edge.cli.main import run
 from qwen_edge.errors import ResourceError
-from qwen_edge.runtime.model import Model
 from qwen_edge.runtime.session import Session
 
 
@@ -116,54 +115,57 @@ def test_a_thinking_budget_does_not_keep_nothink_from_working(cli: Any, fake_pac
     assert "thinking off" in outcome.err and "Error" not in outcome.err
 
 
-@pytest.fixture
-def snapshots(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Stand in for saving and loading; return the messages that were saved, by path."""
-    kept: dict[str, Any] = {}
-
-    def save(self: Session, path: Path) -> None:
-        if "full" in str(path):
-            raise ResourceError("The disk filled up.", "free some space")
-        kept[str(path)] = self.messages
-        path.touch()
-
-    def load(self: Model, path: str) -> Session:
-        session = self.session()
-        session.add(*kept[path])
-        return session
-
-    monkeypatch.setattr(Session, "save", save, raising=False)
-    monkeypatch.setattr(Model, "load_session", load, raising=False)
-    return kept
-
-
-def test_a_saved_conversation_goes_on(
-    cli: Any, fake_package: Any, snapshots: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_saved_conversation_goes_on(cli: Any, fake_package: Any, tmp_path: Path) -> None:
     package = fake_package("Hello Ada.", "Ada.")
-    path = str(tmp_path / "Gespräch mit Ada.qes")
-    outcome = cli("chat", package.folder, stdin=f"I am Ada\n/save {path}\n")
+    path = tmp_path / "Gespräch mit Ada.qes"
+    outcome = cli("chat", package.folder, "--system", "x", stdin=f"I am Ada\n/save {path}\n")
     assert outcome.code == 0
-    assert f"--resume {path}" in outcome.err
-    outcome = cli("chat", package.folder, "--resume", path, stdin="Who am I?\n")
-    assert (outcome.code, outcome.out) == (0, "Ada.\n")
+    assert f'--resume "{path}"' in outcome.err
+    outcome = cli("chat", package.folder, "--resume", path, stdin="Who am I?\n/new\nHi\n")
+    assert (outcome.code, outcome.out) == (0, "Ada.\nHello Ada.\n")
     assert "going on after 1 turn\n" in outcome.err
-    assert conversation_of(package) == ["I am Ada", "Hello Ada.", "Who am I?", "Ada."]
+    reused = re.findall(r"computed, (\d+) reused", outcome.err)
+    assert int(reused[0]) > len("system\nx")  # what was read before was not read again
+
+
+def test_a_home_folder_is_found(
+    cli: Any, fake_package: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    cli("chat", fake_package("Yes.").folder, stdin="a\n/save ~/a.qes\n")
+    assert (tmp_path / "a.qes").is_file()
+
+
+def fill_disk(self: Session, path: Path) -> None:
+    """Stand in for `Session.save`."""
+    raise ResourceError("The disk filled up.", "free some space")
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         ("/save", "/save needs the path of a file."),
-        ("/save full", "The disk filled up."),
+        ("/save /no/such/folder/a.qes", "does not exist"),
+        (f"/save {__file__}", "exists and is no snapshot"),
+        ("/save a.qes", "The disk filled up."),
     ],
+    ids=["no-path", "no-folder", "another-file", "full-disk"],
 )
 def test_a_conversation_that_cannot_be_saved_goes_on(
-    cli: Any, fake_package: Any, snapshots: dict[str, Any], line: str, words: str
+    cli: Any, fake_package: Any, monkeypatch: pytest.MonkeyPatch, line: str, words: str
 ) -> None:
+    if "filled" in words:
+        monkeypatch.setattr(Session, "save", fill_disk)
     outcome = cli("chat", fake_package("Yes.").folder, stdin=f"{line}\na\n")
-    assert (outcome.code, outcome.out, snapshots) == (0, "Yes.\n", {})
-    assert f"Error: {words}" in outcome.err
+    assert (outcome.code, outcome.out) == (0, "Yes.\n")
+    assert outcome.err.count("Error: ") == 1 and words in outcome.err
+
+
+def test_what_is_no_saved_conversation_is_refused(cli: Any, fake_package: Any) -> None:
+    outcome = cli("chat", fake_package("No.").folder, "--resume", __file__, stdin="a\n")
+    assert (outcome.code, outcome.out) == (3, "")
+    assert "is no snapshot" in outcome.err and "\nFix: " in outcome.err
 
 
 @pytest.mark.parametrize(

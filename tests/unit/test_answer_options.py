@@ -1,5 +1,7 @@
 """Options of an answer: defaults, what wins, and what is refused before anything is computed."""
 
+from dataclasses import fields
+
 import pytest
 
 from qwen_edge.errors import UsageError
@@ -47,3 +49,10 @@ def test_a_format_and_tools_that_may_not_be_called_go_together() -> None:
     output = OutputFormat.choice(["a"])
     options = resolve_options({}, {"output": output, "tools": [print], "tool_choice": "none"})
     assert options.output is output
+
+
+def test_none_asks_for_the_default_in_a_session_too() -> None:
+    """`model.session(tools=None)` was refused: None is no list."""
+    everything = {field.name: None for field in fields(ResolvedOptions)}
+    assert resolve_options(everything, {}) == ResolvedOptions()
+    assert resolve_options({"stop": "a"}, {"stop": None}).stop == ("a",)

@@ -217,12 +217,13 @@ class _Conversation:
         """Write the conversation to a file."""
         if not name:
             raise UsageError("/save needs the path of a file.", "type /save conversation.qes")
+        path = Path(name).expanduser()
         try:
-            self._session.save(Path(name).expanduser())
+            self._session.save(path)
         except EdgeError as error:  # such as a full disk, which is no reason to end the chat
             show_error(error)
             return
-        self._out.notice(f"saved: go on with --resume {name}")
+        self._out.notice(f'saved; to go on later: --resume "{path}"')
 
     def _ask(self, text: str) -> None:
         """Answer a new message."""
