@@ -232,7 +232,9 @@ def test_the_command_line_is_light(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["run", "chat", "batch", "verify", "profiles", "doctor", "export"])
+@pytest.mark.parametrize(
+    "command", ["run", "chat", "batch", "verify", "profiles", "doctor", "export"]
+)
 def test_help_is_light(command: str) -> None:
     """`--help` must not wait for an engine."""
     code = (

@@ -88,7 +88,7 @@ def test_retry_answers_the_last_turn_with_another_seed(
     stream = Session.stream
 
     def spy(self: Session, prompt: Any, **options: Any) -> Any:
-        seeds.append(options["sampling"].seed)
+        seeds.append(options["sampling"]["seed"])
         return stream(self, prompt, **options)
 
     monkeypatch.setattr(Session, "stream", spy)

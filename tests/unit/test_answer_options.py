@@ -25,7 +25,9 @@ def test_an_answers_own_options_win_and_none_asks_for_the_sessions() -> None:
     [
         ({"thinkin": True}, "Did you mean 'thinking'"),
         ({"thinking": "yes"}, "thinking is 'yes'"),
-        ({"sampling": {"temperature": 0}}, "expected SamplingParams"),
+        ({"sampling": 0.5}, "expected SamplingParams"),
+        ({"sampling": {"temprature": 0}}, "Did you mean 'temperature'"),
+        ({"sampling": {"top_p": 0}}, "top_p is 0"),
         ({"output": {"type": "object"}}, "expected an OutputFormat"),
         ({"thinking_budget": True}, "thinking_budget is True"),
         ({"thinking_budget": -1}, "thinking_budget is -1"),

@@ -6,8 +6,8 @@ package is opened is in `options.py`.
 
 import functools
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Unpack
 
 import click
@@ -19,7 +19,6 @@ from qwen_edge.runtime.decoding.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from qwen_edge.runtime.answer_options import AnswerOptions
-    from qwen_edge.runtime.chat import Message
     from qwen_edge.runtime.structured.output_format import OutputFormat
     from qwen_edge.runtime.text_model import TextModel
     from qwen_edge.runtime.tools.tool import Tool
@@ -203,46 +202,25 @@ def check_flags(
     ):
         if text is not None:
             check_text(name, text)
-    sampling = SamplingParams(**_given_sampling(flags))
-    resolve_options({}, {**_plain_options(flags), "sampling": sampling, **more})
+    resolve_options({}, {**_plain_options(flags), "sampling": given_sampling(flags), **more})
 
 
-def options_of(
-    flags: AnswerFlags,
-    model: "TextModel",
-    messages: "Sequence[Message]" = (),
-    *,
-    thinking: bool | None,
-) -> "AnswerOptions":
-    """Return the options of an answer: the package's sampling with the person's over it.
+def options_of(flags: AnswerFlags, *, thinking: bool | None) -> "AnswerOptions":
+    """Return the options of an answer; sampling settings that were not given are the package's.
 
     Args:
         flags: Checked.
-        model: For its own settings.
-        messages: The conversation, which may switch thinking.
         thinking: The mode asked for; in a conversation it may change.
 
     Raises:
         UsageError: See `check_flags`.
     """
     options = _plain_options(flags)
-    given = _given_sampling(flags)
-    if given:
-        options["sampling"] = replace(choose_sampling(model, messages, thinking), **given)
+    options["sampling"] = given_sampling(flags)
     options["thinking"] = thinking
     if thinking is False:
         options["thinking_budget"] = None  # there is nothing to be limited
     return options
-
-
-def choose_sampling(
-    model: "TextModel", messages: "Sequence[Message]", thinking: bool | None
-) -> SamplingParams:
-    """Return the package's settings for the mode that an answer will be in."""
-    from qwen_edge.runtime.soft_switch import will_think
-
-    thinks = will_think(messages, thinking=thinking, mode=model.chat.thinking)
-    return model.sampling_defaults(thinks)
 
 
 def check_with_model(model: "TextModel", options: "AnswerOptions", system: str | None) -> None:
@@ -277,7 +255,7 @@ def _plain_options(flags: AnswerFlags) -> "AnswerOptions":
     }
 
 
-def _given_sampling(flags: AnswerFlags) -> dict[str, Any]:
+def given_sampling(flags: AnswerFlags) -> dict[str, Any]:
     """Return the sampling settings that were given."""
     values = {name: getattr(flags, name, None) for name in _SAMPLING_OPTIONS}
     given = {name: value for name, value in values.items() if value is not None}

@@ -93,7 +93,7 @@ def _answer_all(
     model: "BatchModel", lines: Sequence[_Line], flags: AnswerFlags, out: Output
 ) -> int:
     """Write the answer to each line, and return how many there were none to."""
-    options = options_of(flags, model, thinking=flags.thinking)
+    options = options_of(flags, thinking=flags.thinking)
     check_with_model(model, options, flags.system)
     num_failed = 0
     prompts = [line.prompt for line in lines]

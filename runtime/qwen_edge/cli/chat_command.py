@@ -14,6 +14,7 @@ from qwen_edge.cli.answer_options import (
     answer_flags,
     check_flags,
     check_with_model,
+    given_sampling,
     options_of,
     speculate_option,
 )
@@ -24,6 +25,7 @@ from qwen_edge.cli.options import LoadOptions, draft_option, load_model, load_op
 from qwen_edge.cli.output import Output, show_error
 from qwen_edge.cli.texts import check_text
 from qwen_edge.errors import ContextFullError, EdgeError, UsageError, did_you_mean
+from qwen_edge.runtime.decoding.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from qwen_edge.runtime.chat import Message
@@ -113,7 +115,7 @@ class _Conversation:
         self._thinking = flags.thinking
         self._asked: Sequence[Message] = ()
         self._num_retries = 0
-        check_with_model(model, options_of(flags, model, thinking=flags.thinking), flags.system)
+        check_with_model(model, options_of(flags, thinking=flags.thinking), flags.system)
         self._session = self._start() if resume is None else self._resume(resume)
 
     def run(self) -> None:
@@ -234,10 +236,10 @@ class _Conversation:
 
     def _answer(self, messages: "Sequence[Message]") -> None:
         """Answer the last message of a conversation."""
-        options = options_of(self._flags, self._model, messages, thinking=self._thinking)
-        sampling = options.get("sampling")
-        if sampling is not None:  # with a seed of its own, or it would be the same answer
-            options["sampling"] = sampling.for_answer(self._num_retries)
+        options = options_of(self._flags, thinking=self._thinking)
+        if self._flags.seed is not None:  # each try has one of its own, or all would be the same
+            seed = SamplingParams(seed=self._flags.seed).for_answer(self._num_retries).seed
+            options["sampling"] = {**given_sampling(self._flags), "seed": seed}
         with self._out.notice_if_slow("(waiting for the model to warm up)"):
             self._model.wait_until_warm()
         # An exception could leave the session in the middle of a step: it is asked to stop.

@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +10,7 @@ from qwen_edge.cli.answer_options import (
     AnswerFlags,
     answer_flags,
     check_flags,
-    choose_sampling,
+    given_sampling,
     options_of,
     read_tools_file,
     speculate_option,
@@ -106,36 +105,23 @@ def command(
     check_flags(package, load, flags, tools=tools, tool_choice=tool_choice)
     text = _read_prompt(prompt, out)
     with leave_soon(), load_model(package, load, out) as model:
-        options = options_of(flags, model, _messages(flags, text), thinking=flags.thinking)
+        options = options_of(flags, thinking=flags.thinking)
         options |= {"tools": tools, "tool_choice": tool_choice}
         with model.session(system=flags.system, **options) as chat:
             if not as_json:
                 done = show_events(chat.stream(text), out, may_call=tools is not None)
                 out.notice(f"[{describe_end(done)}]")
                 return
-            sampling = options.get("sampling") or choose_sampling(
-                model, _messages(flags, text), flags.thinking
-            )
-            sampling = _with_seed(replace(sampling, num_logprobs=logprobs))
+            # With a seed, so that it can be told and the answer repeated.
+            given = {"seed": secrets.randbits(_SEED_BITS), **given_sampling(flags)}
+            sampling = {**given, "num_logprobs": logprobs}
             answers = chat.ask_several(text, n=num_answers or 1, sampling=sampling)
+        seeds = SamplingParams(seed=given["seed"])
         described = [
-            _describe(answer, model, seed=sampling.for_answer(index).seed)
+            _describe(answer, model, seed=seeds.for_answer(index).seed)
             for index, answer in enumerate(answers)
         ]
     out.result_json(described[0] if num_answers is None else described)
-
-
-def _messages(flags: AnswerFlags, text: str) -> list[dict[str, object]]:
-    """Return what is asked as a conversation."""
-    messages: list[dict[str, object]] = [{"role": "user", "content": text}]
-    return [{"role": "system", "content": flags.system}, *messages] if flags.system else messages
-
-
-def _with_seed(sampling: SamplingParams) -> SamplingParams:
-    """Return settings with a seed, so that it can be told and the answer repeated."""
-    if sampling.seed is not None:
-        return sampling
-    return replace(sampling, seed=secrets.randbits(_SEED_BITS))
 
 
 def _check_json_only(as_json: bool, given: Mapping[str, int | None]) -> None:

@@ -26,7 +26,8 @@ class AnswerOptions(TypedDict, total=False):
     """Keyword options of an answer. What is left out is the session's, or else the default.
 
     Args:
-        sampling: How to choose tokens; None takes the package's settings for the mode.
+        sampling: How to choose tokens. A mapping such as `{"top_p": 0.9}` changes single settings
+            of the package's for the mode the model will be in; None takes these as they are.
         max_new_tokens: At least one, reasoning included; None means up to the end of the
             context, which also ends the answer.
         thinking: Whether to think first; None leaves it to the model and to `/think` and
@@ -41,7 +42,7 @@ class AnswerOptions(TypedDict, total=False):
         speculate: Whether to guess ahead, which changes the speed and nothing else.
     """
 
-    sampling: SamplingParams | None
+    sampling: SamplingParams | Mapping[str, Any] | None
     max_new_tokens: int | None
     thinking: bool | None
     thinking_budget: int | None
@@ -58,7 +59,7 @@ class AnswerOptions(TypedDict, total=False):
 class ResolvedOptions:
     """The options of one answer with every default filled in; see `AnswerOptions`."""
 
-    sampling: SamplingParams | None = None
+    sampling: SamplingParams | Mapping[str, Any] | None = None
     max_new_tokens: int | None = None
     thinking: bool | None = None
     thinking_budget: int | None = None
@@ -112,7 +113,6 @@ def _read_list(name: str, value: Any, what: str) -> tuple[Any, ...]:
 
 
 _TYPES: Mapping[str, tuple[type, str]] = {
-    "sampling": (SamplingParams, "SamplingParams"),
     "thinking": (bool, "True, False or None"),
     "thinking_budget": (int, "a whole number of tokens"),
     "output": (OutputFormat, "an OutputFormat, such as OutputFormat.json_schema({…})"),
@@ -129,6 +129,7 @@ def _check_types(values: Mapping[str, Any]) -> None:
         is_number_for_bool = kind is int and isinstance(value, bool)
         if value is not None and (not isinstance(value, kind) or is_number_for_bool):
             raise _refusal(name, value, f"expected {expected}", f"pass {expected} as {name}")
+    _check_sampling(values.get("sampling"))
     budget = values.get("thinking_budget")
     if budget is not None and not 0 <= budget <= _MAX_THINKING_BUDGET:
         raise _refusal(
@@ -137,6 +138,25 @@ def _check_types(values: Mapping[str, Any]) -> None:
             f"expected 0 to {_MAX_THINKING_BUDGET:,} tokens",
             "give a number in that range, or leave it out for no limit",
         )
+
+
+def _check_sampling(sampling: object) -> None:
+    """Raise UsageError unless these are settings, or names of settings with their values."""
+    if sampling is None or isinstance(sampling, SamplingParams):
+        return
+    if not isinstance(sampling, Mapping):
+        expected = "SamplingParams or a mapping of their fields"
+        raise _refusal("sampling", sampling, f"expected {expected}", f"pass {expected} as sampling")
+    known = [field.name for field in fields(SamplingParams)]
+    for name in sampling:
+        if name not in known:
+            raise UsageError(
+                f"sampling has no setting {name!r}.{did_you_mean(str(name), known)}",
+                f"use some of: {', '.join(known)}",
+                option="sampling",
+                value=name,
+            )
+    SamplingParams(**sampling)
 
 
 def _check_together(options: ResolvedOptions) -> None:

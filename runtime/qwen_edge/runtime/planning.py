@@ -6,7 +6,7 @@ for who asks and `turn.py` for what comes out.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qwen_edge.errors import UsageError
@@ -213,10 +213,10 @@ def _choose_sampling(
     model: TextModel, messages: Sequence[Message], options: ResolvedOptions
 ) -> SamplingParams:
     """Return the settings asked for, or the package's for the mode the model will be in."""
-    if options.sampling is not None:
+    if isinstance(options.sampling, SamplingParams):
         return options.sampling
     thinks = will_think(messages, thinking=options.thinking, mode=model.chat.thinking)
-    return model.sampling_defaults(thinks)
+    return replace(model.sampling_defaults(thinks), **(options.sampling or {}))
 
 
 def _make_text(
