@@ -42,6 +42,26 @@ LONG_KEYS = {
 LONG_KEYS["required"] = list(LONG_KEYS["properties"])  # type: ignore[call-overload]
 
 
+FORM = """Extract sender, recipient, subject, place of delivery and the complaint as JSON.
+
+From: Northern Harbour Instruments and Measuring Devices Ltd., Dockside Road 114, Aberdeen
+To: the customer service department of Halvorsen & Daughters Paper Mill, Trondheim
+Subject: third reminder about the broken pressure gauges of the delivery of 14 September
+Deliver to: warehouse 7, gate 3, behind the old railway bridge, Strandveien 20, 7042 Trondheim
+
+Dear Sir or Madam, of the twelve gauges that arrived on Monday four had cracked glass and two
+showed a constant pressure of 0.4 bar with nothing connected to them. Please collect them.
+
+JSON:
+"""
+FORM_ANSWER = """{"sender": "Northern Harbour Instruments and Measuring Devices Ltd., \
+Dockside Road 114, Aberdeen", "recipient": "the customer service department of Halvorsen & \
+Daughters Paper Mill, Trondheim", "subject": "third reminder about the broken pressure gauges of \
+the delivery of 14 September", "place_of_delivery": "warehouse 7, gate 3, behind the old railway \
+bridge, Strandveien 20, 7042 Trondheim", "complaint": "of the twelve gauges that arrived on Monday \
+four had cracked glass and two showed a constant pressure of 0.4 bar with nothing connected"}"""
+
+
 class ScriptedPicker(TokenPicker):
     """Takes the tokens of a script whatever the logits say; they are computed all the same."""
 
@@ -59,14 +79,24 @@ class ScriptedPicker(TokenPicker):
 
 
 class SampledConstraint:
-    """A grammar whose forced tokens are sampled like all others, to compare with."""
+    """A grammar whose forced tokens are sampled one by one, to compare with.
+
+    A trained model would choose the same tokens; one of random weights would spell the keys in
+    some way of its own, so that the two answers could not be compared.
+    """
 
     def __init__(self, inner: Constraint) -> None:
         self._inner = inner
 
     def mask(self, remaining_tokens: int) -> Bitmask | None:
-        """Return what the grammar allows."""
-        return self._inner.mask(remaining_tokens)
+        """Return what the grammar allows: where it is one token, that one as it would come."""
+        mask = self._inner.mask(remaining_tokens)
+        forced = self._inner.forced(remaining_tokens)
+        if not forced or mask is None:
+            return mask
+        only = np.zeros_like(mask)
+        only[forced[0] // 32] = np.uint32(1 << forced[0] % 32).astype(np.int32)
+        return only
 
     def forced(self, remaining_tokens: int) -> Sequence[int]:
         """Return none."""
@@ -162,7 +192,7 @@ def summarise(name: str, pairs: Sequence[tuple[Runner, Runner]]) -> dict[str, An
 
 
 def measure_scripts(models: tuple[Model, Model], rounds: int) -> dict[str, Any]:
-    """Measure prompt lookup on answers that copy and on answers that never do.
+    """Measure prompt lookup on answers that copy, a little or a lot, and on one that never does.
 
     The adversarial one repeats pairs and triples of tokens all the time, so that there always is
     something to guess from, and goes on differently each time.
@@ -172,10 +202,13 @@ def measure_scripts(models: tuple[Model, Model], rounds: int) -> dict[str, Any]:
     vocab_size = 50_000
     result: dict[str, Any] = {}
     text = generator.integers(1_000, vocab_size, 400).tolist()
+    encode = plain_model.tokenizer.encode
+    extract = (encode(FORM), encode(FORM_ANSWER))
     few = generator.integers(1_000, vocab_size, 12).tolist()
     adversarial = [few[index] for index in generator.integers(0, len(few), 512)]
     for name, prompt, script in (
         ("copy", text, [*text[40:200], *generator.integers(1_000, vocab_size, 8).tolist()]),
+        ("extraction", *extract),
         ("adversarial", adversarial[:400], adversarial[400:512]),
     ):
         pairs = []
@@ -215,14 +248,22 @@ def measure_forced(models: tuple[Model, Model], rounds: int) -> dict[str, Any]:
 
 
 def measure_demo(models: tuple[Model, Model], num_prompts: int) -> dict[str, Any]:
-    """Measure prompt lookup on a model that copies: its own tasks, answered greedily."""
+    """Measure prompt lookup on a model that copies: its own tasks, answered greedily.
+
+    `demo_again` asks each question twice in one conversation, so that the second answer repeats
+    the first; `demo_extraction` and `demo_edit` copy single values out of a text.
+    """
     plain_model, fast_model = models
     result: dict[str, Any] = {}
-    for task in (extraction, edit):
+    for name, task in (("again", extraction), ("extraction", extraction), ("edit", edit)):
         pairs = []
-        for number in range(num_prompts):
+        for number in range(num_prompts + 2):
             exchange = task(Draw(number, held_out=True), thinks=False)
-            prompt = plain_model.chat_template.encode(exchange.messages, thinking=False)
+            messages: list[Any] = list(exchange.messages)
+            if name == "again":
+                with plain_model.session(sampling=GREEDY, thinking=False) as chat:
+                    messages += [chat.ask(messages).message, *exchange.messages]
+            prompt = plain_model.chat_template.encode(messages, thinking=False)
             drafter = fast_model.drafter
             pairs.append(
                 race(
@@ -233,5 +274,5 @@ def measure_demo(models: tuple[Model, Model], num_prompts: int) -> dict[str, Any
                     is_plain_first=number % 2 == 0,
                 )
             )
-        result |= summarise(f"demo_{task.__name__}", pairs)
+        result |= summarise(f"demo_{name}", pairs[2:])  # each size of call is slow the first time
     return result

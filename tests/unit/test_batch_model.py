@@ -80,3 +80,19 @@ def test_a_full_queue_and_a_closed_model_say_so() -> None:
         model.ask("Hi")
     with pytest.raises(UsageError, match="no option"):
         list(model.ask_all(["Hi"], temprature=1))  # type: ignore[call-arg]
+
+
+def test_a_stream_that_was_never_read_gives_its_place_back() -> None:
+    """Found in review: a generator that has not begun does nothing when it is closed."""
+    with make_batch_model(["abc"], max_running=1, max_waiting=2) as model:
+        for _ in range(6):
+            model.stream("Hi").close()
+        assert model.ask("Ho").text == "abc"
+
+
+def test_what_is_no_prompt_is_refused_alone() -> None:
+    with make_batch_model(["abc"]) as model:
+        answers = list(model.ask_all(iter(["a", 5, "b"])))  # type: ignore[list-item]
+        assert sorted(a.index for a in answers if a.answer is not None) == [0, 2]
+        with pytest.raises(UsageError, match="one text"):
+            next(model.ask_all("abc"))

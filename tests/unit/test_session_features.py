@@ -1,6 +1,8 @@
 """Sessions: several answers, edits, branches, budgets, formats, tools, overflow, probabilities."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 
@@ -184,3 +186,94 @@ def test_guessing_ahead_changes_nothing_but_the_calls() -> None:
         assert (answer.speculation is not None) == speculate
         counts.append(len(answer.token_ids))
     assert counts[0] == counts[1]
+
+
+def test_a_thought_leaves_room_for_the_shortest_whole_answer() -> None:
+    """Found in review: a quarter of the limit is less than some schemas need."""
+    schema = {
+        "type": "object",
+        "properties": {f"number_{index}": {"type": "integer"} for index in range(6)},
+        "required": [f"number_{index}" for index in range(6)],
+        "additionalProperties": False,
+    }
+    model = Model.fake(["<think>\n" + "m" * 3_000])
+    output = OutputFormat.json_schema(schema)
+    answer = model.session(sampling=GREEDY).ask("Hi", output=output, max_new_tokens=300)
+    assert set(json.loads(answer.text)) == set(schema["properties"])  # type: ignore[call-overload]
+    assert answer.reasoning.startswith("mmm")
+
+
+def test_a_conversation_goes_on_after_calls_that_were_not_run() -> None:
+    """Found in review: an unanswered call made every later question an error."""
+    chat = Model.fake([SUM_CALL + "\n" + SUM_CALL, "Hello"]).session(sampling=GREEDY)
+    with pytest.raises(ContextFullError):
+        chat.ask_with_tools("?", tools=[add], max_new_tokens=len(SUM_CALL) - 15)
+    assert chat.ask("Hi").text == "Hello"
+
+    def interrupted(a: int, b: int) -> int:
+        """Add two numbers."""
+        raise KeyboardInterrupt
+
+    interrupted.__name__ = "add"
+    chat = Model.fake([SUM_CALL, "Hello"]).session(sampling=GREEDY)
+    with pytest.raises(KeyboardInterrupt):
+        chat.ask_with_tools("?", tools=[interrupted])
+    assert chat.ask("Hi").text == "Hello"
+
+
+def test_calls_are_run_as_often_as_said() -> None:
+    calls = []
+
+    def count(a: int, b: int) -> int:
+        """Add two numbers."""
+        calls.append((a, b))
+        return a + b
+
+    count.__name__ = "add"
+    for max_rounds, expected in ((0, 0), (2, 2)):
+        calls.clear()
+        chat = Model.fake([SUM_CALL]).session(sampling=GREEDY)
+        with pytest.raises(UsageError, match="still calls tools"):
+            chat.ask_with_tools("?", tools=[count], max_rounds=max_rounds)
+        assert len(calls) == expected
+    for wrong in (-1, "3", True):
+        with pytest.raises(UsageError, match="max_rounds"):
+            chat.ask_with_tools("?", tools=[count], max_rounds=wrong)  # type: ignore[arg-type]
+
+
+def test_the_conversation_is_not_changed_under_an_answer() -> None:
+    chat = Model.fake(["abc"]).session()
+    stream = chat.stream("Hi")
+    next(stream)
+    for change in (chat.rollback, lambda: chat.add({"role": "user", "content": "x"})):
+        with pytest.raises(UsageError, match="An answer is being made"):
+            change()
+    for event in stream:
+        if event.kind == "done":
+            chat.rollback()
+    assert chat.messages == ()
+
+
+def test_an_answers_own_wish_goes_before_a_default_that_contradicts_it() -> None:
+    model = Model.fake(["yes"])
+    assert model.session(thinking_budget=5).ask("Hi", thinking=False).text == "yes"
+    output = OutputFormat.choice(["yes", "no"])
+    assert model.session(output=output).ask("Hi", tools=[add]).text == "yes"
+    assert model.session(tools=[add]).ask("Hi", output=output).text == "yes"
+
+
+def test_a_loaded_session_takes_options(tmp_path: Path) -> None:
+    model = Model.fake(["abc", "def"])
+    chat = model.session(system="S")
+    chat.ask("Hi")
+    chat.save(tmp_path / "saved")
+    restored = model.load_session(tmp_path / "saved", max_new_tokens=2)
+    assert restored.messages == chat.messages
+    assert restored.ask("Ho").text == "de"
+
+
+@pytest.mark.parametrize("prompt", [5, b"Hi", {"role": "user"}, [5]])
+def test_what_is_no_prompt_is_refused(prompt: object) -> None:
+    chat = Model.fake(["abc"]).session()
+    with pytest.raises(UsageError):
+        chat.ask(prompt)  # type: ignore[arg-type]

@@ -72,6 +72,14 @@ class ResolvedOptions:
     speculate: bool = True
 
 
+# What an answer asks for itself goes before a session's default that contradicts it.
+_OVERRULES: Mapping[str, tuple[str, ...]] = {
+    "thinking": ("thinking_budget",),
+    "output": ("tools", "tool_choice"),
+    "tools": ("output",),
+}
+
+
 def resolve_options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> ResolvedOptions:
     """Return the options of an answer, checked as far as that needs no model.
 
@@ -91,8 +99,13 @@ def resolve_options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Re
                 f"use one of: {', '.join(known)}",
                 option=name,
             )
-    named = (*defaults.items(), *given.items())
-    values = {name: value for name, value in named if value is not None}
+    own = {name: value for name, value in given.items() if value is not None}
+    values = {name: value for name, value in defaults.items() if value is not None}
+    for name, others in _OVERRULES.items():
+        if name in own and (name != "thinking" or own[name] is False):
+            for other in others:
+                values.pop(other, None)
+    values |= own
     stop = values.get("stop", ())
     values["stop"] = (stop,) if isinstance(stop, str) else _read_list("stop", stop, "texts")
     values["tools"] = _read_list("tools", values.get("tools", ()), "functions or their schemas")

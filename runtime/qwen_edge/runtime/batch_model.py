@@ -5,7 +5,7 @@ answers are those of `Model`: planned by `planning.py`, cut into events by `turn
 `loading.load_batch`; read `batching/scheduler.py` for how steps are shared.
 """
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Unpack
@@ -44,6 +44,37 @@ class BatchAnswer:
     index: int
     answer: Answer | None
     error: EdgeError | None = None
+
+
+class BatchStream:
+    """The events of one answer among others.
+
+    Args:
+        events: They, not begun.
+        handle: The request behind them.
+
+    State:
+        Its request is in the line already. Closing the stream cancels it, also before the first
+        event, as does letting go of it.
+    """
+
+    def __init__(self, events: Generator[Event, None, None], handle: AnswerHandle) -> None:
+        self._events = events
+        self._handle = handle
+
+    def __iter__(self) -> "BatchStream":
+        return self
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what is still to come; closing twice is harmless."""
+        self._events.close()
+        self._handle.cancel()
 
 
 class BatchModel(TextModel):
@@ -100,7 +131,7 @@ class BatchModel(TextModel):
 
     def stream(
         self, prompt: BatchPrompt, *, system: str | None = None, **options: Unpack[AnswerOptions]
-    ) -> Generator[Event, None, None]:
+    ) -> "BatchStream":
         """Return one answer as a stream of events, beside whatever else is being answered.
 
         The request is made here and waits for its turn; reading the stream takes steps where no
@@ -116,7 +147,8 @@ class BatchModel(TextModel):
             EdgeError: As `Session.stream`.
         """
         plan = self._plan(prompt, system, options)
-        return self._show(plan, self._submit(plan))
+        handle = self._submit(plan)
+        return BatchStream(self._show(plan, handle), handle)
 
     def ask(
         self, prompt: BatchPrompt, *, system: str | None = None, **options: Unpack[AnswerOptions]
@@ -126,7 +158,7 @@ class BatchModel(TextModel):
 
     def ask_all(
         self,
-        prompts: Sequence[BatchPrompt],
+        prompts: Iterable[BatchPrompt],
         *,
         system: str | None = None,
         **options: Unpack[AnswerOptions],
@@ -145,6 +177,11 @@ class BatchModel(TextModel):
             UsageError: An option is out of range.
         """
         resolve_options({}, options)
+        if isinstance(prompts, str):
+            raise UsageError(
+                "prompts is one text; expected a list of them.", "pass [text], or use ask()"
+            )
+        prompts = list(prompts)
         running: dict[int, tuple[AnswerPlan, AnswerHandle]] = {}
         next_index = 0
         try:
@@ -189,8 +226,11 @@ class BatchModel(TextModel):
         """Return what one answer needs. Changes nothing."""
         if self.batcher.is_closed:
             raise UsageError("This model is closed.", "load it again", name=self.name)
-        messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-        messages += [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        messages = check_messages(
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        )
+        if system is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": system}, *messages]
         resolved = resolve_options({}, options)
         return plan_answer(self, check_messages(messages), resolved, answer_index=index)
 

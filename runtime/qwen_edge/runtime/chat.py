@@ -227,6 +227,11 @@ def check_messages(
 
 def _plain_messages(messages: Sequence[Message]) -> list[dict[str, object]]:
     """Return a plain copy of messages in any order; raise UsageError where one is malformed."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        raise UsageError(
+            f"The messages are {messages!r}; expected a list of them, or one text as a prompt.",
+            MESSAGE_FIX,
+        )
     if not messages:
         raise UsageError("The conversation is empty; expected at least one message.", MESSAGE_FIX)
     checked: list[dict[str, object]] = []

@@ -52,3 +52,9 @@ def check_room(
         max_prompt_tokens=limit,
         max_context_tokens=max_context_tokens,
     )
+
+
+def check_num_answers(n: object) -> None:
+    """Raise UsageError unless this is a number of answers: 1 or more."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise UsageError(f"n is {n!r}; expected 1 or more answers.", "pass n=2", option="n")

@@ -143,11 +143,12 @@ class Model(TextModel):
         self.check_open()
         return Session(self, system=system, defaults=options)
 
-    def load_session(self, path: Path | str) -> Session:
+    def load_session(self, path: Path | str, **options: Unpack[AnswerOptions]) -> Session:
         """Return a saved conversation, with what its prompt cost to compute.
 
         Args:
             path: A file that `Session.save` wrote with this package and these settings.
+            **options: As for `session`; a file holds the conversation, not its options.
 
         Raises:
             PackageError: The file is damaged, cut short or no saved session.
@@ -157,7 +158,7 @@ class Model(TextModel):
         from qwen_edge.runtime.saved_session import load_session
 
         self.check_open()
-        return load_session(self, Path(path))
+        return load_session(self, Path(path), options)
 
     def generate(
         self,
@@ -264,7 +265,7 @@ class Model(TextModel):
         """Yield ids while holding the cache."""
         with self.borrow_cache():
             self.wait_until_warm()
-            num_reused = self.prefix_cache.begin(prompt_ids, owner=object())
+            num_reused = self.prefix_cache.begin(prompt_ids, owner=self)
             if drafter is not None:
                 drafter.begin(prompt_ids)
             tokens = generate_tokens(

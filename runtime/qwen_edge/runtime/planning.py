@@ -157,7 +157,7 @@ def _make_picker(
     """Return what chooses the tokens: the sampler, and what limits it."""
     vocab_size = model.vocab_size
     sampler = Sampler(sampling, prompt_ids=prompt_ids)
-    inner = _make_inner(model, options, tools)
+    inner, needed_tokens = _make_inner(model, options, tools)
     open_id, close_id = model.chat.think_open_id, model.chat.think_close_id
     budget = options.thinking_budget
     if open_id is None or close_id is None:
@@ -181,6 +181,7 @@ def _make_picker(
         ending_ids=make_ending_ids(model.tokenizer, close_id, budget_tokens=budget),
         budget_tokens=budget,
         inner=inner,
+        needed_tokens=needed_tokens,
         # In an open thought a call would be mere text: the model has to close it first.
         stop_token_ids=(*stop_token_ids, model.tool_call_ids[0]) if tools else stop_token_ids,
     )
@@ -189,15 +190,16 @@ def _make_picker(
 
 def _make_inner(
     model: TextModel, options: ResolvedOptions, tools: "Sequence[Tool]"
-) -> Constraint | None:
-    """Return the limit on the answer itself: a grammar, or calls of tools."""
+) -> tuple[Constraint | None, int]:
+    """Return the limit on the answer itself, and how many tokens it takes at least to keep it."""
     if options.output is not None:
-        return model.grammars.compile(options.output).start()
+        grammar = model.grammars.compile(options.output)
+        return grammar.start(), grammar.shortest_tokens or 0
     if not tools:
-        return None
+        return None, 0
     from qwen_edge.runtime.tools.call_constraint import make_tool_constraint
 
-    return make_tool_constraint(
+    constraint = make_tool_constraint(
         tools,
         options.tool_choice,
         model.grammars,
@@ -207,6 +209,7 @@ def _make_inner(
         stop_token_ids=model.generation.eos_token_ids,
         is_parallel=options.parallel_tool_calls,
     )
+    return constraint, constraint.needed_tokens
 
 
 def _choose_sampling(

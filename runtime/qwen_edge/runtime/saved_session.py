@@ -13,15 +13,17 @@ from qwen_edge.runtime.session import Session
 from qwen_edge.runtime.snapshots.snapshot_file import load_snapshot
 
 if TYPE_CHECKING:
+    from qwen_edge.runtime.answer_options import AnswerOptions
     from qwen_edge.runtime.model import Model
 
 
-def load_session(model: "Model", path: Path) -> Session:
+def load_session(model: "Model", path: Path, options: "AnswerOptions") -> Session:
     """Return a saved conversation, its cache in the place of what the model's cache holds.
 
     Args:
         model: Of the package that the session was saved with.
         path: A file that `Session.save` wrote.
+        options: Defaults of the session's answers.
 
     Raises:
         EdgeError: As `Model.load_session`.
@@ -29,7 +31,7 @@ def load_session(model: "Model", path: Path) -> Session:
     loaded = load_snapshot(path, binding=model.binding, max_tokens=model.max_context_tokens)
     conversation = loaded.conversation or {}
     system, messages = _read(path, conversation, "system"), _read(path, conversation, "messages")
-    session = Session(model)
+    session = Session(model, defaults=options)
     with model.borrow_cache():
         model.wait_until_warm()
         model.prefix_cache.restore(loaded.cache, owner=session)

@@ -7,8 +7,8 @@ events and `prefix_cache.py` for the reuse.
 """
 
 import threading
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from qwen_edge.runtime.chat import Message, check_messages
 from qwen_edge.runtime.decoding.generation import generate_tokens
 from qwen_edge.runtime.decoding.picker import NewToken
 from qwen_edge.runtime.events import Answer, Event, FinishReason
+from qwen_edge.runtime.limits import check_num_answers
 from qwen_edge.runtime.planning import AnswerPlan, plan_answer
 from qwen_edge.runtime.snapshots.snapshot_file import save_snapshot
 from qwen_edge.runtime.turn import Stopwatch, collect_answer, show_tokens
@@ -64,6 +65,7 @@ class Session:
         self._cancelled = threading.Event()
         self._state_lock = threading.Lock()
         self._state: SessionState = "new"
+        self._is_answering = False
 
     def __enter__(self) -> "Session":
         self._check_open()
@@ -94,11 +96,7 @@ class Session:
 
     @property
     def cached_ids(self) -> tuple[int, ...]:
-        """The beginning of `conversation_ids` that the model's cache holds now.
-
-        Another session of the same model may have used the cache in between; then only what
-        both conversations begin with is left.
-        """
+        """The beginning of `conversation_ids` that the cache holds now, whoever used it last."""
         pairs = zip(self._model.prefix_cache.cached_ids, self._conversation_ids, strict=False)
         return tuple(own for _, own in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -149,8 +147,7 @@ class Session:
             UsageError: `n` is no number of answers.
             EdgeError: As `stream`.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise UsageError(f"n is {n!r}; expected 1 or more answers.", "pass n=2", option="n")
+        check_num_answers(n)
         self._check_open()
         resolved = resolve_options(self._defaults, options)
         base = self._messages
@@ -158,6 +155,8 @@ class Session:
         for index in range(n):
             plan = self._plan(prompt, resolved, answer_index=index)
             answers.append(collect_answer(self._run(plan, base, is_remembered=False)))
+            if answers[-1].finish_reason == "cancelled":
+                break
         return tuple(answers)
 
     def ask_with_tools(
@@ -194,7 +193,7 @@ class Session:
         Raises:
             UsageError: The conversation would be malformed; nothing was added.
         """
-        self._check_open()
+        self._check_idle()
         self._messages = tuple(check_messages([*self._messages, *messages], is_complete=False))
 
     def edit(self, index: int, content: str, **options: Unpack[AnswerOptions]) -> Answer:
@@ -209,7 +208,7 @@ class Session:
             UsageError: There is no user message at this index.
             EdgeError: As `stream`; nothing was forgotten then.
         """
-        if isinstance(index, bool) or index not in self._user_places():
+        if type(index) is not int or index not in self._user_places():
             raise UsageError(
                 f"index is {index!r}; the user messages are at {self._user_places()}.",
                 "look at session.messages",
@@ -227,9 +226,9 @@ class Session:
         Raises:
             UsageError: There are not as many turns.
         """
-        self._check_open()
+        self._check_idle()
         starts = self._user_places()
-        if isinstance(num_turns, bool) or not 1 <= num_turns <= len(starts):
+        if type(num_turns) is not int or not 1 <= num_turns <= len(starts):
             raise UsageError(
                 f"num_turns is {num_turns!r}; the conversation has {len(starts)} turns.",
                 f"pass 1 to {len(starts)}" if starts else "ask something first",
@@ -292,12 +291,27 @@ class Session:
         """Return where in `messages` the user's are: each begins a turn."""
         return [i for i, message in enumerate(self._messages) if message["role"] == "user"]
 
-    def _begin(self) -> None:
-        """Start an answer; `close` in another thread comes wholly before or wholly after."""
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Hold an answer; `close` in another thread comes wholly before or wholly after."""
         with self._state_lock:
             self._check_open()
             self._cancelled.clear()
             self._state = "ready"
+            self._is_answering = True
+        try:
+            yield
+        finally:
+            self._is_answering = False
+
+    def _check_idle(self) -> None:
+        """Raise UsageError while an answer is being made: its end sets the conversation."""
+        self._check_open()
+        if self._is_answering:
+            raise UsageError(
+                "An answer is being made, and its end decides how the conversation goes on.",
+                "read the stream to its end or close it first",
+            )
 
     def _plan(
         self, prompt: Prompt, options: ResolvedOptions, *, answer_index: int = 0
@@ -322,34 +336,25 @@ class Session:
     ) -> Generator[Event, None, None]:
         """Yield the events of one answer; remember it when it ends."""
         with self._model.borrow_cache():
-            self._begin()
-            if self._messages is not base:
-                raise UsageError(
-                    "The conversation went on after this stream was made, so its prompt is old.",
-                    "call stream() again, and read one stream to its end before making the next",
-                )
-            watch = Stopwatch(len(plan.prompt_ids))
-            try:
-                finish_reason = yield from self._stream_text(plan, watch)
-            except (GeneratorExit, KeyboardInterrupt):
-                if is_remembered:
-                    self._remember(plan, "cancelled")
-                raise
-            if is_remembered:
-                self._remember(plan, finish_reason)
-            speculation = None if plan.drafter is None else plan.drafter.stats
-            yield plan.text.done(finish_reason, watch.read(), plan.dropped_messages, speculation)
-
-    def _stream_text(
-        self, plan: AnswerPlan, watch: Stopwatch
-    ) -> Generator[Event, None, FinishReason]:
-        """Yield the text events of one answer and return why it ended."""
-        with closing(self._iter_tokens(plan, watch)) as tokens:
-            reason = yield from show_tokens(plan.text, tokens, plan.stop_token_ids)
-        if reason is not None:
-            return reason
-        is_cancelled = self._cancelled.is_set() or self._model.is_closed
-        return "cancelled" if is_cancelled else "length"
+            with self._answering():
+                if self._messages is not base:
+                    raise UsageError(
+                        "The conversation went on after this stream was made: its prompt is old.",
+                        "call stream() again, and read one stream to its end before the next",
+                    )
+                watch = Stopwatch(len(plan.prompt_ids))
+                try:
+                    with closing(self._iter_tokens(plan, watch)) as tokens:
+                        reason = yield from show_tokens(plan.text, tokens, plan.stop_token_ids)
+                    if reason is None:
+                        is_cancelled = self._cancelled.is_set() or self._model.is_closed
+                        reason = "cancelled" if is_cancelled else "length"
+                except (GeneratorExit, KeyboardInterrupt):
+                    self._remember(plan, "cancelled", is_remembered=is_remembered)
+                    raise
+                self._remember(plan, reason, is_remembered=is_remembered)
+            stats = None if plan.drafter is None else plan.drafter.stats
+            yield plan.text.done(reason, watch.read(), plan.dropped_messages, stats)
 
     def _iter_tokens(self, plan: AnswerPlan, watch: Stopwatch) -> Generator[NewToken, None, None]:
         """Yield new tokens; keep the record of the cache and of the conversation."""
@@ -378,12 +383,12 @@ class Session:
                 self._conversation_ids.append(token.token_id)
                 yield token
 
-    def _remember(self, plan: AnswerPlan, finish_reason: FinishReason) -> None:
+    def _remember(self, plan: AnswerPlan, reason: FinishReason, *, is_remembered: bool) -> None:
         """Add the turn to the conversation, unless it was cancelled before any answer."""
         message = plan.text.message
-        if finish_reason == "cancelled" and not message["content"] and "tool_calls" not in message:
-            return
-        self._messages = (*plan.messages, message)
+        is_empty = not message["content"] and "tool_calls" not in message
+        if is_remembered and not (reason == "cancelled" and is_empty):
+            self._messages = (*plan.messages, message)
 
     def _check_open(self) -> None:
         """Raise UsageError when the session or its model is closed."""

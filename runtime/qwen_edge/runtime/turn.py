@@ -188,7 +188,7 @@ def collect_answer(events: Iterator[Event]) -> Answer:
     token_ids: list[int] = []
     logprobs: list[TokenLogprobs | None] = []
     calls: list[ToolCall] = []
-    for event in events:
+    for event in events:  # read to its end, which closes it
         token_ids.extend(event.token_ids)
         logprobs.extend(event.logprobs or [None] * len(event.token_ids))
         if event.text:

@@ -225,10 +225,10 @@ def streams() -> dict[str, Callable[[int], Iterable[str]]]:
 
 
 @pytest.mark.parametrize("make", streams().values(), ids=streams().keys())
-def test_twice_the_length_takes_twice_the_time(make: Callable[[int], Iterable[str]]) -> None:
+def test_the_time_grows_with_the_length(make: Callable[[int], Iterable[str]]) -> None:
     def measure(num_chars: int) -> float:
         best = float("inf")
-        for _ in range(5):
+        for _ in range(3):
             stream = list(make(num_chars))
             parser = ToolCallParser(["search"])
             ways = {O: parser.push_open, C: parser.push_close}
@@ -239,8 +239,8 @@ def test_twice_the_length_takes_twice_the_time(make: Callable[[int], Iterable[st
             best = min(best, time.process_time() - start_s)
         return best
 
-    # A fixed cost hides nothing here: one that grows with the square is at 4 by far.
-    assert measure(20_000) < 2.5 * measure(10_000) + 0.002
+    # What grows with the square takes 16 times as long; a machine's hiccups not twice.
+    assert measure(20_000) < 9 * measure(5_000) + 0.005
 
 
 def test_ids_are_unique() -> None:

@@ -103,7 +103,8 @@ class ContinuousBatcher:
         with self._changed:
             if self._is_closing:
                 raise closed_error()
-            num_waiting = len(self._incoming) + len(self._planner.waiting)
+            line = (*self._incoming, *self._planner.waiting)
+            num_waiting = sum(not request.is_done for request in line)
             if num_waiting >= self.options.max_waiting:
                 raise QueueFullError(
                     f"{num_waiting:,} requests are waiting already, and at most "

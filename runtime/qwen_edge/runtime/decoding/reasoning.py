@@ -81,6 +81,7 @@ class ReasoningConstraint:
             after `</think>` is forced. Without a block it begins with the first token.
         stop_token_ids: Ids that end the answer.
         reserve_tokens: Tokens to keep for what follows the thought.
+        needed_tokens: Tokens without which that cannot be whole; kept whatever the share.
 
     Raises:
         UsageError: `budget_tokens` is not a count.
@@ -102,6 +103,7 @@ class ReasoningConstraint:
         inner: Constraint | None = None,
         stop_token_ids: Sequence[int] = (),
         reserve_tokens: int = ANSWER_RESERVE_TOKENS,
+        needed_tokens: int = 0,
     ) -> None:
         check_budget_tokens(budget_tokens)
         if tuple(ending_ids).count(close_id) != 1:
@@ -112,6 +114,7 @@ class ReasoningConstraint:
         self._short_ending = self._ending[self._ending.index(close_id) :]
         self._budget_tokens = budget_tokens
         self._reserve_tokens = reserve_tokens
+        self._needed_tokens = needed_tokens
         self._inner = inner
         self._num_words = -(-vocab_size // _WORD_BITS)
         self._not_in_thought = frozenset({open_id, *stop_token_ids})
@@ -226,8 +229,9 @@ class ReasoningConstraint:
             return self._ending if self._is_spent(place) else ()
         remaining = self._total_tokens - place.num_tokens
         share = self._total_tokens // 4
-        reserve = min(self._reserve_tokens, share)
-        ending = self._ending if len(self._ending) <= share else self._short_ending
+        reserve = max(min(self._reserve_tokens, share), self._needed_tokens)
+        has_room = len(self._ending) <= share and remaining >= len(self._ending) + reserve
+        ending = self._ending if has_room else self._short_ending
         is_late = remaining <= len(ending) + reserve
         return ending if is_late or self._is_spent(place) else ()
 

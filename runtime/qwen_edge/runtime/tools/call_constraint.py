@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from qwen_edge.errors import UsageError
-from qwen_edge.runtime.decoding.constraint import Bitmask, Constraint
+from qwen_edge.runtime.decoding.constraint import Bitmask
 from qwen_edge.runtime.tools.call_grammar import compile_call_grammar
 from qwen_edge.runtime.tools.tool import CHOICES, Tool, read_tool_choice
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qwen_edge.runtime.structured.grammar_constraint import GrammarConstraint
 
 _WORD_BITS = 32
+_NUM_FRAME_TOKENS = 3  # both tags and the end of the answer
 # Told to the grammar instead of what is left: it would bring a call to some end in time, with a
 # message cut in half as an argument. A call that does not fit is no call, and shown as text.
 _NO_LIMIT_TOKENS = 2**31 - 1
@@ -37,7 +38,7 @@ def make_tool_constraint(
     vocab_size: int,
     stop_token_ids: Sequence[int],
     is_parallel: bool = True,
-) -> Constraint:
+) -> "ToolConstraint":
     """Return what limits one answer to its tools.
 
     Args:
@@ -105,6 +106,13 @@ class ToolConstraint:
         self._is_single = is_single
         self._phase: _Phase = "due" if must_begin else "free"
         self._inside: GrammarConstraint | None = None
+
+    @property
+    def needed_tokens(self) -> int:
+        """Tokens that the call takes at least which has to come; 0 where none has to."""
+        if self._phase != "due" or self._grammar is None:
+            return 0
+        return (self._grammar.shortest_tokens or 0) + _NUM_FRAME_TOKENS
 
     def mask(self, remaining_tokens: int) -> Bitmask | None:
         """Return which tokens may come next, int32 [words]; see `Constraint.mask`."""
