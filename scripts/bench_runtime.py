@@ -31,6 +31,7 @@ from qwen_edge.runtime.backends.backend import MAX_SCORED_TOKENS
 from qwen_edge.runtime.backends.compiling import compile_model, read_ir
 from qwen_edge.runtime.backends.last_logits import keep_last_logits
 from qwen_edge.runtime.backends.openvino import OpenVinoBackend
+from qwen_edge.runtime.decoding.draft_estimates import CALL_SIZES
 from qwen_edge.runtime.manifest import CHAT_TEMPLATE, MODEL_XML, TOKENIZER_JSON, DeviceSettings
 from qwen_edge.runtime.model import Model
 from qwen_edge.runtime.package import check_sizes, read_manifest
@@ -69,9 +70,17 @@ def open_models(package: Path, device: str) -> ModelPair:
             max_context_tokens=settings.max_context_tokens,
             prefill_chunk_tokens=settings.prefill_chunk_tokens,
         )
+        warm_up(backend)
         return Model(backend, tokenizer, template, manifest)
 
     return ModelPair((make_model(), make_model()), compiled, settings)
+
+
+def warm_up(backend: OpenVinoBackend) -> None:
+    """Make a call of each size that speculation makes, as loading a package does."""
+    for size in (16, 1, *CALL_SIZES):
+        backend.forward_scored([0] * size, num_scored=size)
+    backend.reset()
 
 
 def make_bare_loop(compiled: Any, chunk_tokens: int) -> Loop:

@@ -172,3 +172,11 @@ def test_scoring_waits_for_the_warm_up_and_gives_the_backend_s_rows(slow: SlowBa
     warming.close()
     with pytest.raises(UsageError, match="closed"):
         warming.forward_scored([1], num_scored=1)
+
+
+def test_calls_of_every_size_are_made_once_and_leave_nothing() -> None:
+    backend = FakeBackend([1], max_context_tokens=40)
+    warming = WarmingBackend(backend, call_sizes=(1, 2, 4, 16, 99))
+    warming.wait_until_warm()
+    assert backend.num_forward_tokens == 16 + 1 + 1 + 2 + 4 + 16  # 99 are more than it scores
+    assert backend.cached_ids == []

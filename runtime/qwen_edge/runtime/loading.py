@@ -16,6 +16,7 @@ from qwen_edge.runtime.backends.warming import WarmingBackend
 from qwen_edge.runtime.batch_model import BatchModel
 from qwen_edge.runtime.batching.batch_opening import OpenedBatch, open_batch_backend
 from qwen_edge.runtime.batching.batch_options import BatchOptions
+from qwen_edge.runtime.decoding.draft_estimates import CALL_SIZES
 from qwen_edge.runtime.decoding.draft_model import check_same_vocabulary
 from qwen_edge.runtime.environment import read_environment
 from qwen_edge.runtime.manifest import CHAT_TEMPLATE, TOKENIZER_JSON, Manifest
@@ -269,7 +270,8 @@ def _make_model(
     draft: Model | None,
 ) -> Model:
     """Put the parts together and begin to warm up; closes the backend where that goes wrong."""
-    warming = WarmingBackend(opened.backend) if warm_up else None
+    sizes = CALL_SIZES if lookup or draft is not None else ()
+    warming = WarmingBackend(opened.backend, call_sizes=sizes) if warm_up else None
     settings = opened.choice.value
     binding = bind_package(manifest, opened.name, settings)
     try:

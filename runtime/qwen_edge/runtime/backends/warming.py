@@ -23,6 +23,8 @@ class WarmingBackend:
 
     Args:
         backend: Empty, and used by nobody else from now on.
+        call_sizes: Numbers of tokens of which calls will be made, each of which is slow the
+            first time: those of speculation, for example.
 
     State:
         Until the thread is done the cache counts as empty. `close` does not wait for it: the
@@ -30,7 +32,8 @@ class WarmingBackend:
         since a process must not end while the engine is at work in it.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, *, call_sizes: Sequence[int] = ()) -> None:
+        self._call_sizes = call_sizes
         self._backend = backend
         self._lock = threading.Lock()
         self._is_closed = False
@@ -148,6 +151,11 @@ class WarmingBackend:
             self._backend.forward([0] * max(num_tokens, 1))
             if num_tokens > 0 and not self._is_closed:
                 self._backend.forward([0])
+            for size in self._call_sizes:
+                room = self._backend.max_context_tokens - self._backend.cached_tokens
+                if size > min(room, self._backend.max_scored_tokens) or self._is_closed:
+                    break
+                self._backend.forward_scored([0] * size, num_scored=size)
             self._backend.reset()
             _LOGGER.info("Warmed up in %.1f s", time.monotonic() - started_s)
         except EdgeError as error:
