@@ -277,3 +277,14 @@ def test_what_is_no_prompt_is_refused(prompt: object) -> None:
     chat = Model.fake(["abc"]).session()
     with pytest.raises(UsageError):
         chat.ask(prompt)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("more", "keys"), [({}, ["a"]), ({"additionalProperties": True}, ["a", "b"])]
+)
+def test_an_answer_has_the_entries_its_schema_names(more: dict[str, bool], keys: list[str]) -> None:
+    """A small model would go on with entries of its own until the limit."""
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, **more}
+    chat = Model.fake(['{"a": 1, "b": 2}']).session(sampling=GREEDY)
+    answer = chat.ask("Hi", output=OutputFormat.json_schema(schema), thinking=False)
+    assert [*json.loads(answer.text)] == keys

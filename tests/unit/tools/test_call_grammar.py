@@ -13,9 +13,9 @@ import qwen_edge.export
 from qwen_edge.errors import GrammarError
 from qwen_edge.runtime.decoding.constraint import is_allowed, unpack_mask
 from qwen_edge.runtime.structured.grammar import GrammarCompiler
+from qwen_edge.runtime.structured.schema_closing import close_objects
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
 from qwen_edge.runtime.tools.call_constraint import make_tool_constraint
-from qwen_edge.runtime.tools.call_grammar import close_objects
 from qwen_edge.runtime.tools.call_parser import ToolCallParser
 from qwen_edge.runtime.tools.tool import read_tools
 from qwen_edge.runtime.tools.tool_call import ToolCall

@@ -27,6 +27,7 @@ from qwen_edge.runtime.structured.matcher import (
 from qwen_edge.runtime.structured.output_format import OutputFormat
 from qwen_edge.runtime.structured.pattern_limits import check_lark, measure_pattern
 from qwen_edge.runtime.structured.pattern_sample import sample_pattern
+from qwen_edge.runtime.structured.schema_closing import close_objects
 from qwen_edge.runtime.structured.schema_cost import SchemaCost, measure_schema
 from qwen_edge.runtime.structured.schema_limits import check_schema, read_schema
 from qwen_edge.runtime.structured.schema_rewrite import ENGINE_OPTIONS, rewrite_schema
@@ -254,6 +255,8 @@ def _prepare_schema(text: str, count_tokens: CountTokens) -> tuple[str, SchemaCo
     check_schema(schema)
     if schema is False:
         raise GrammarError("The schema is false, which no answer satisfies.", "pass a schema")
+    if isinstance(schema, dict):
+        schema = close_objects(schema)
     cost = measure_schema(schema, count_tokens)
     rewritten = rewrite_schema(schema)
     return json.dumps({} if rewritten is True else rewritten, ensure_ascii=False), cost
