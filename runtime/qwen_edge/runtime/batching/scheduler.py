@@ -103,8 +103,7 @@ class ContinuousBatcher:
         with self._changed:
             if self._is_closing:
                 raise closed_error()
-            line = (*self._incoming, *self._planner.waiting)
-            num_waiting = sum(not request.is_done for request in line)
+            num_waiting = self._count_waiting()
             if num_waiting >= self.options.max_waiting:
                 raise QueueFullError(
                     f"{num_waiting:,} requests are waiting already, and at most "
@@ -218,6 +217,10 @@ class ContinuousBatcher:
                 request.end("cancelled")
             self._backend.close()
             self._changed.notify_all()
+
+    def _count_waiting(self) -> int:
+        """Return how many requests are in the line; those that were cancelled are not."""
+        return sum(not request.is_done for request in (*self._incoming, *self._planner.waiting))
 
     def _enter(self, is_ready: Callable[[], bool]) -> bool:
         """Take the right to make a step; False where there is no need any more."""
