@@ -3,11 +3,13 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qwen_edge.errors import ContextFullError, UsageError
 from qwen_edge.runtime.decoding.sampling import SamplingParams
+from qwen_edge.runtime.loading import load
 from qwen_edge.runtime.model import Model
 from qwen_edge.runtime.structured.output_format import OutputFormat
 
@@ -288,3 +290,20 @@ def test_an_answer_has_the_entries_its_schema_names(more: dict[str, bool], keys:
     chat = Model.fake(['{"a": 1, "b": 2}']).session(sampling=GREEDY)
     answer = chat.ask("Hi", output=OutputFormat.json_schema(schema), thinking=False)
     assert [*json.loads(answer.text)] == keys
+
+
+def test_what_is_no_path_or_no_list_of_ids_is_refused() -> None:
+    model = Model.fake(["abc"])
+    chat = model.session()
+    refused: list[Any] = [
+        lambda: chat.save(5),  # type: ignore[arg-type]
+        lambda: model.load_session(None),  # type: ignore[arg-type]
+        lambda: load(5),  # type: ignore[arg-type]
+        lambda: model.generate("hello"),  # type: ignore[arg-type]
+        lambda: model.generate([1.5]),  # type: ignore[list-item]
+        lambda: model.session(system=5),  # type: ignore[arg-type]
+    ]
+    for call in refused:
+        with pytest.raises(UsageError):
+            call()
+    assert chat.ask("Hi").text == "abc"

@@ -1,4 +1,6 @@
-"""Refuses requests that cannot fit, before anything is computed."""
+"""Refuses requests that cannot be or cannot fit, before anything is computed."""
+
+from pathlib import Path
 
 from qwen_edge.errors import ContextFullError, UsageError
 
@@ -58,3 +60,14 @@ def check_num_answers(n: object) -> None:
     """Raise UsageError unless this is a number of answers: 1 or more."""
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise UsageError(f"n is {n!r}; expected 1 or more answers.", "pass n=2", option="n")
+
+
+def read_path(path: object, option: str = "path") -> Path:
+    """Return a path given as one or as text; raise UsageError for anything else."""
+    if not isinstance(path, str | Path):
+        raise UsageError(
+            f"{option} is {path!r}; expected a path.",
+            f"pass {option} as text or Path",
+            option=option,
+        )
+    return Path(path)

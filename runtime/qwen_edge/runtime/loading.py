@@ -19,6 +19,7 @@ from qwen_edge.runtime.batching.batch_options import BatchOptions
 from qwen_edge.runtime.decoding.draft_estimates import CALL_SIZES
 from qwen_edge.runtime.decoding.draft_model import check_same_vocabulary
 from qwen_edge.runtime.environment import read_environment
+from qwen_edge.runtime.limits import read_path
 from qwen_edge.runtime.manifest import CHAT_TEMPLATE, TOKENIZER_JSON, Manifest
 from qwen_edge.runtime.model import Model
 from qwen_edge.runtime.opening import BackendName, Opened, choose_formats, open_backend
@@ -91,7 +92,7 @@ def load(
         ResourceError: Memory cannot suffice.
     """
     check_load_options(backend, threads, verify)
-    folder = Path(path)
+    folder = read_path(path)
     manifest = read_manifest(folder)
     choose_formats(folder, manifest, backend=backend, device=device)  # refuses before hashing
     check_package(folder, manifest, verify=verify, progress=progress)
@@ -140,7 +141,7 @@ def load_batch(
         EdgeError: As `load`.
     """
     check_load_options(backend, threads, verify)
-    folder = Path(path)
+    folder = read_path(path)
     manifest = read_manifest(folder)
     choose_formats(folder, manifest, backend=backend, device=device)  # refuses before hashing
     check_package(folder, manifest, verify=verify, progress=progress)
@@ -198,7 +199,7 @@ def _load_draft(
     path: Path | str, tokenizer: TextTokenizer, *, verify: str, **where: Unpack[_Where]
 ) -> Model:
     """Open the package that guesses ahead; refuse one that means other tokens."""
-    folder = Path(path)
+    folder = read_path(path, "draft")
     read_manifest(folder)
     other = TextTokenizer.load(open_inside(folder, TOKENIZER_JSON))
     check_same_vocabulary(tokenizer, other, folder.name)

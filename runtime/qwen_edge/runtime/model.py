@@ -9,6 +9,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Unpack
@@ -23,7 +24,7 @@ from qwen_edge.runtime.decoding.generation import PREFILL_CHUNK_TOKENS, generate
 from qwen_edge.runtime.decoding.picker import TokenPicker
 from qwen_edge.runtime.decoding.sampling import Sampler, SamplingParams
 from qwen_edge.runtime.decoding.speculation import make_drafter
-from qwen_edge.runtime.limits import check_max_new_tokens
+from qwen_edge.runtime.limits import check_max_new_tokens, read_path
 from qwen_edge.runtime.manifest import DeviceSettings
 from qwen_edge.runtime.prefix_cache import PrefixCache
 from qwen_edge.runtime.session import Session
@@ -158,7 +159,7 @@ class Model(TextModel):
         from qwen_edge.runtime.saved_session import load_session
 
         self.check_open()
-        return load_session(self, Path(path), options)
+        return load_session(self, read_path(path), options)
 
     def generate(
         self,
@@ -286,13 +287,20 @@ class Model(TextModel):
 
     def _check_ids(self, prompt_ids: Sequence[int]) -> None:
         """Raise UsageError unless there is at least one id and all are in range."""
+        if isinstance(prompt_ids, str | bytes) or not hasattr(prompt_ids, "__len__"):
+            raise UsageError(
+                f"prompt_ids is {prompt_ids!r}; expected a list of token ids.",
+                "encode the prompt with this model's tokenizer, or use a session for text",
+            )
         if not len(prompt_ids):
             raise UsageError("prompt_ids is empty; expected at least one id.", "pass a prompt")
         vocab_size = self.backend.vocab_size
         for index, token_id in enumerate(prompt_ids):
-            if not 0 <= token_id < vocab_size:
+            is_id = isinstance(token_id, Integral) and 0 <= token_id < vocab_size
+            if not is_id:
+                shown = f"{token_id:,}" if isinstance(token_id, Integral) else repr(token_id)
                 raise UsageError(
-                    f"prompt_ids[{index}] is {token_id:,}; expected 0 to {vocab_size - 1:,}.",
+                    f"prompt_ids[{index}] is {shown}; expected 0 to {vocab_size - 1:,}.",
                     "encode the prompt with this model's tokenizer",
                     token_id=token_id,
                 )

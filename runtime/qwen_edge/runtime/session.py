@@ -20,7 +20,7 @@ from qwen_edge.runtime.chat import Message, check_messages
 from qwen_edge.runtime.decoding.generation import generate_tokens
 from qwen_edge.runtime.decoding.picker import NewToken
 from qwen_edge.runtime.events import Answer, Event, FinishReason
-from qwen_edge.runtime.limits import check_num_answers
+from qwen_edge.runtime.limits import check_num_answers, read_path
 from qwen_edge.runtime.planning import AnswerPlan, plan_answer
 from qwen_edge.runtime.snapshots.snapshot_file import save_snapshot
 from qwen_edge.runtime.turn import Stopwatch, collect_answer, show_tokens
@@ -57,9 +57,10 @@ class Session:
         self._defaults = dict(defaults or {})
         model.chat_template.check_thinking(resolve_options(self._defaults, {}).thinking)
         self._model = model
-        self._system: tuple[Message, ...] = (
-            () if system is None else ({"role": "system", "content": system},)
-        )
+        self._system: tuple[Message, ...] = ()
+        if system is not None:
+            message = {"role": "system", "content": system}
+            self._system = tuple(check_messages([message], is_complete=False))
         self._messages: tuple[Message, ...] = self._system
         self._conversation_ids: list[int] = []
         self._cancelled = threading.Event()
@@ -259,12 +260,12 @@ class Session:
             DeviceError: The device does not give its cache out.
         """
         self._check_open()
-        model = self._model
+        target, model = read_path(path), self._model
         with model.borrow_cache():
             model.wait_until_warm()
             snapshot = model.prefix_cache.snapshot(self._conversation_ids)
         conversation = {"messages": list(self._messages), "system": list(self._system)}
-        save_snapshot(Path(path), snapshot, binding=model.binding, conversation=conversation)
+        save_snapshot(target, snapshot, binding=model.binding, conversation=conversation)
 
     def resume(
         self, system: Sequence[Message], messages: Sequence[Message], token_ids: Sequence[int]
