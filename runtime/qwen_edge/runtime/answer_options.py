@@ -39,7 +39,7 @@ class AnswerOptions(TypedDict, total=False):
         tool_choice: "auto", "none", "required" or the name of a tool that has to be called.
         parallel_tool_calls: Whether one answer may hold several calls.
         on_overflow: "refuse" a conversation that does not fit the context, or "drop-oldest".
-        speculate: Whether to guess ahead: for speed; the model chooses every token all the same.
+        speculate: Whether to guess ahead, for speed; the model still chooses every token.
     """
 
     sampling: SamplingParams | Mapping[str, Any] | None

@@ -76,7 +76,8 @@ def load(
             waits for what is left of it.
         draft: Folder of a smaller package of the same vocabulary that guesses ahead. It is opened
             with the options above, and closed with the model.
-        lookup: Whether to guess ahead from what the text said before. The model still chooses every token.
+        lookup: Whether to guess ahead from what the text said before. The model still chooses
+            every token.
         progress: Called with the number of bytes hashed since the last call.
 
     Returns:

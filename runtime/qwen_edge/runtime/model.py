@@ -178,7 +178,7 @@ class Model(TextModel):
             max_new_tokens: None means up to the package's own limit. The end of the context
                 ends the iteration too.
             output: What the text must look like; None for anything.
-            speculate: Whether to guess ahead: for speed; the model chooses every token all the same.
+            speculate: Whether to guess ahead, for speed; the model still chooses every token.
 
         Raises:
             UsageError: An id is out of range, there is none, or the cache is in use.

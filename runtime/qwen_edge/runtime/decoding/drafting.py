@@ -3,7 +3,8 @@
 One forward call over several tokens costs little more than over one. A drafter proposes how the
 text might go on; the loop has all proposals scored at once and keeps those that would have been
 chosen anyway. So a draft saves time or costs its share of a forward call, and what is chosen is
-chosen by the model; only the rounding of a call of several tokens may differ from single ones. `generation.py` drives this; `speculation.py` decides how long drafts are.
+chosen by the model; only the rounding of a call of several tokens may differ from single ones.
+`generation.py` drives this; `speculation.py` decides how long drafts are.
 """
 
 import logging
