@@ -29,7 +29,7 @@ _CALLS_PER_TABLE = 8
 _MOST_OFF = 2.0  # a call is counted as at most so many times what was expected
 
 # Between these numbers of agreeing tokens guesses are right equally often.
-_EVIDENCE_BOUNDS = (3, 4, 5, 6, 8, 11, 16, 24, 32)
+_EVIDENCE_BOUNDS = (2, 3, 4, 5, 6, 8, 11, 16, 24, 32)
 _HIT_MEMORY = 0.97
 _PRIOR_WEIGHT = 3.0
 
@@ -205,7 +205,8 @@ class HitRates:
             evidence: At least 1; for a repetition the tokens that agree before it.
         """
         index = bisect_right(_EVIDENCE_BOUNDS, evidence)
-        prior = max(evidence - 1, 0) / (evidence + 1)  # 2: 0.33, 4: 0.6, 16: 0.88
+        strength = max(evidence, 2)  # a single token counts where it is as telling as two
+        prior = (strength - 1) / (strength + 1)  # 2: 0.33, 4: 0.6, 16: 0.88
         return (self._hits[index] + _PRIOR_WEIGHT * prior) / (self._weights[index] + _PRIOR_WEIGHT)
 
     def observe(self, evidence: int, *, is_right: bool) -> None:

