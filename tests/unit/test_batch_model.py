@@ -68,6 +68,16 @@ def test_streams_stop_formats_and_limits_work_as_in_a_session() -> None:
         assert model.statistics().num_running == 0
 
 
+def test_answers_of_many_end_with_their_stop_strings() -> None:
+    """Found in review: the text was cut, but its tokens were computed up to the limit."""
+    with make_batch_model(["ab" + "x" * 200], max_running=3) as model:
+        answers = list(model.ask_all(["Hi"] * 4, stop="b", max_new_tokens=150))
+        num_steps = model.statistics().num_steps
+    assert [answer.answer.text for answer in answers if answer.answer] == ["a"] * 4
+    assert {answer.answer.finish_reason for answer in answers if answer.answer} == {"stop"}
+    assert num_steps < 100
+
+
 def test_a_full_queue_and_a_closed_model_say_so() -> None:
     model = make_batch_model(["abc"], max_running=1, max_waiting=1)
     first = model.stream("Hi")

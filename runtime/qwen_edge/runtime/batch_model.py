@@ -6,11 +6,12 @@ answers are those of `Model`: planned by `planning.py`, cut into events by `turn
 """
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Unpack
 
-from qwen_edge.errors import EdgeError, QueueFullError, UsageError
+from qwen_edge.errors import EdgeError, UsageError
 from qwen_edge.profiles.choose import Choice
 from qwen_edge.runtime.answer_options import AnswerOptions, resolve_options
 from qwen_edge.runtime.batching.answer_handle import AnswerHandle
@@ -19,14 +20,15 @@ from qwen_edge.runtime.batching.batch_options import (
     BatchOptions,
     BatchStatistics,
 )
+from qwen_edge.runtime.batching.generate_batch import run_requests
 from qwen_edge.runtime.batching.scheduler import ContinuousBatcher
 from qwen_edge.runtime.chat import Message, check_messages
-from qwen_edge.runtime.events import Answer, Event
+from qwen_edge.runtime.events import Answer, Event, FinishReason
 from qwen_edge.runtime.manifest import DeviceSettings, FormatName
 from qwen_edge.runtime.planning import AnswerPlan, plan_answer
 from qwen_edge.runtime.text_model import ModelCard, TextModel
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
-from qwen_edge.runtime.turn import collect_answer, show_tokens
+from qwen_edge.runtime.turn import AnswerReader, collect_answer, show_tokens
 
 BatchPrompt = str | Sequence[Message]
 
@@ -182,26 +184,25 @@ class BatchModel(TextModel):
                 "prompts is one text; expected a list of them.", "pass [text], or use ask()"
             )
         prompts = list(prompts)
-        running: dict[int, tuple[AnswerPlan, AnswerHandle]] = {}
-        next_index = 0
-        try:
-            while running or next_index < len(prompts):
-                while next_index < len(prompts) and len(running) < self._most_running:
-                    try:
-                        plan = self._plan(prompts[next_index], system, options, next_index)
-                        running[next_index] = (plan, self._submit(plan))
-                    except QueueFullError:
-                        if not running:
-                            self.batcher.step()  # all places are others'
-                        break
-                    except EdgeError as error:
-                        yield BatchAnswer(next_index, None, error)
-                    next_index += 1
-                for index in self._wait_for_some(running):
-                    yield self._finish(index, *running.pop(index))
-        finally:
-            for _, handle in running.values():
-                handle.cancel()
+        readers: dict[int, _Reader] = {}
+
+        def submit(index: int) -> AnswerHandle:
+            plan = self._plan(prompts[index], system, options, index)
+            readers[index] = _Reader(plan, self._submit(plan))
+            return readers[index].handle
+
+        runs = run_requests(
+            self.batcher,
+            len(prompts),
+            submit,
+            is_finished=lambda index, _: readers[index].read(),
+        )
+        with closing(runs):
+            for index, outcome in runs:
+                if isinstance(outcome, EdgeError):
+                    yield BatchAnswer(index, None, outcome)
+                else:
+                    yield readers.pop(index).finish(index)
 
     def statistics(self) -> BatchStatistics:
         """Return what is being done and was done."""
@@ -210,11 +211,6 @@ class BatchModel(TextModel):
     def close(self) -> None:
         """End all requests and release the backend; closing twice is harmless."""
         self.batcher.close()
-
-    @property
-    def _most_running(self) -> int:
-        """Requests to hand in at once: as many again as may run, so that no place stays empty."""
-        return 2 * self.batcher.options.max_running
 
     def _plan(
         self,
@@ -248,25 +244,59 @@ class BatchModel(TextModel):
             reason = yield from show_tokens(plan.text, handle.iter_tokens(), plan.stop_token_ids)
         finally:
             handle.cancel()  # where a stop string ended it, or the reader had enough
-        result = handle.result()
-        is_cancelled = reason is None and result.finish_reason == "cancelled"
-        yield plan.text.done(
-            reason or ("cancelled" if is_cancelled else "length"),
-            result.timings,
-            plan.dropped_messages,
-        )
+        yield _make_last_event(plan, handle, reason)
 
-    def _wait_for_some(self, running: Mapping[int, tuple[AnswerPlan, AnswerHandle]]) -> list[int]:
-        """Return the indices of those that are done, when at least one is."""
-        if not running:
-            return []
-        handles = {index: handle for index, (_, handle) in running.items()}
-        self.batcher.step_until(lambda: any(handle.is_done for handle in handles.values()))
-        return [index for index, handle in handles.items() if handle.is_done]
 
-    def _finish(self, index: int, plan: AnswerPlan, handle: AnswerHandle) -> BatchAnswer:
-        """Return the answer of a request that is done."""
-        try:
-            return BatchAnswer(index, collect_answer(self._show(plan, handle)))
-        except EdgeError as error:
+class _Reader:
+    """Reads one answer of many as its tokens come, and ends its request when it has enough.
+
+    Args:
+        plan: What the answer is made by.
+        handle: The request.
+    """
+
+    def __init__(self, plan: AnswerPlan, handle: AnswerHandle) -> None:
+        self.handle = handle
+        self._plan = plan
+        self._reader = AnswerReader(plan.text, plan.stop_token_ids)
+        self._events: list[Event] = []
+        self._num_read = 0
+
+    def read(self) -> bool:
+        """Read the new tokens; return whether the answer is at its end."""
+        is_done = self.handle.is_done  # asked first: tokens may come in between
+        for token in self.handle.read(self._num_read):
+            self._num_read += 1
+            self._events.extend(self._reader.push(token))
+            if self._reader.finish_reason is not None:
+                self.handle.cancel()
+                return True
+        return is_done
+
+    def finish(self, index: int) -> BatchAnswer:
+        """Return the answer, of which all has been read."""
+        error = self.handle.result().error if self._reader.finish_reason is None else None
+        if isinstance(error, EdgeError):
             return BatchAnswer(index, None, error)
+        if error is not None:
+            raise error
+        self._events.extend(self._reader.finish())
+        last = _make_last_event(self._plan, self.handle, self._reader.finish_reason)
+        return BatchAnswer(index, collect_answer(iter([*self._events, last])))
+
+
+def _make_last_event(plan: AnswerPlan, handle: AnswerHandle, reason: FinishReason | None) -> Event:
+    """Return the event that ends an answer.
+
+    Args:
+        plan: What the answer was made by.
+        handle: Its request, ended.
+        reason: Why the text ended; None where the tokens came to an end.
+    """
+    result = handle.result()
+    is_cancelled = reason is None and result.finish_reason == "cancelled"
+    return plan.text.done(
+        reason or ("cancelled" if is_cancelled else "length"),
+        result.timings,
+        plan.dropped_messages,
+    )

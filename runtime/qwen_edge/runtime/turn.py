@@ -212,6 +212,41 @@ def collect_answer(events: Iterator[Event]) -> Answer:
     raise AssertionError("a stream ends with a done event")
 
 
+class AnswerReader:
+    """Reads an answer token by token, up to a stop id or a stop string.
+
+    Args:
+        text: A fresh one.
+        stop_token_ids: Ids that end the answer.
+
+    State:
+        Ends with the token that sets `finish_reason`, or with `finish`; then nothing more may
+        be given to it.
+    """
+
+    def __init__(self, text: TurnText, stop_token_ids: Collection[int]) -> None:
+        self.text = text
+        self.finish_reason: FinishReason | None = None
+        self._stop_token_ids = stop_token_ids
+
+    def push(self, token: NewToken) -> Iterator[Event]:
+        """Take a token and yield the events that it completes; read them to their end."""
+        if token.token_id in self._stop_token_ids:
+            self.text.push_hidden(token)
+            yield from self.text.finish()
+            self.finish_reason = self.text.natural_end
+            return
+        yield from self.text.push(token)
+        if self.text.is_stopped:
+            self.finish_reason = "stop"
+
+    def finish(self) -> Iterator[Event]:
+        """Yield what was held back, where the tokens just came to an end."""
+        if self.finish_reason is None:
+            yield from self.text.finish()
+            self.finish_reason = "stop" if self.text.is_stopped else None
+
+
 def show_tokens(
     text: TurnText, tokens: Iterable[NewToken], stop_token_ids: Collection[int]
 ) -> Generator[Event, None, FinishReason | None]:
@@ -225,16 +260,13 @@ def show_tokens(
     Returns:
         Why the answer ended; None where the tokens just came to an end.
     """
+    reader = AnswerReader(text, stop_token_ids)
     for token in tokens:
-        if token.token_id in stop_token_ids:
-            text.push_hidden(token)
-            yield from text.finish()
-            return text.natural_end
-        yield from text.push(token)
-        if text.is_stopped:
-            return "stop"
-    yield from text.finish()
-    return "stop" if text.is_stopped else None
+        yield from reader.push(token)
+        if reader.finish_reason is not None:
+            return reader.finish_reason
+    yield from reader.finish()
+    return reader.finish_reason
 
 
 def make_splitter(

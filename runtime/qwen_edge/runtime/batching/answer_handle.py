@@ -56,6 +56,11 @@ class AnswerHandle:
         return self._request.is_done
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens of the answer by now."""
+        return len(self._request.tokens)
+
+    @property
     def num_reused(self) -> int:
         """Tokens of the prompt that did not have to be computed; counts up to the first token."""
         return self._request.num_reused
@@ -101,4 +106,4 @@ class AnswerHandle:
         self._batcher.cancel(self._request)
 
     def _has_more(self, num_given: int) -> bool:
-        return self.is_done or len(self._request.tokens) > num_given
+        return self.is_done or self.num_tokens > num_given

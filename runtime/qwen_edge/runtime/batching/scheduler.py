@@ -189,10 +189,10 @@ class ContinuousBatcher:
         """Return what is going on and what has been done."""
         with self._changed:
             backend, planner = self._backend, self._planner
-            num_available = 0 if self._is_closed else backend.num_blocks_available
+            num_available = backend.num_blocks if self._is_closed else backend.num_blocks_available
             return BatchStatistics(
-                num_running=len(planner.running),
-                num_waiting=len(planner.waiting) + len(self._incoming),
+                num_running=sum(not request.is_done for request in planner.running),
+                num_waiting=self._count_waiting(),
                 num_blocks=backend.num_blocks,
                 num_blocks_used=backend.num_blocks - num_available,
                 num_blocks_cached=backend.num_blocks_cached,
