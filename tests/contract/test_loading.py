@@ -225,9 +225,10 @@ def test_missing_folder_and_bad_manifest(tmp_path: Path, package: Path) -> None:
         ({"backend": "opnvino"}, r"backend is 'opnvino'\. Did you mean 'openvino'\?"),
         ({"verify": "never"}, "verify is 'never'"),
         ({"threads": 0}, "threads is 0; expected 1 or more"),
+        ({"threads": 1.5}, r"threads is 1\.5; expected 1 or more"),
         ({"device": "TPU"}, "Unknown device 'TPU'"),
     ],
-    ids=["backend", "verify", "threads", "device"],
+    ids=["backend", "verify", "threads", "half a thread", "device"],
 )
 def test_impossible_option_is_named(package: Path, options: dict[str, Any], expected: str) -> None:
     with pytest.raises(UsageError, match=expected):

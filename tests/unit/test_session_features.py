@@ -223,6 +223,28 @@ def test_a_conversation_goes_on_after_calls_that_were_not_run() -> None:
     assert chat.ask("Hi").text == "Hello"
 
 
+def test_cancelling_while_a_tool_runs_ends_the_rounds() -> None:
+    chat = Model.fake([SUM_CALL]).session(sampling=GREEDY)
+
+    def cancelling(a: int, b: int) -> int:
+        """Add two numbers."""
+        chat.cancel()
+        return a + b
+
+    cancelling.__name__ = "add"
+    answer = chat.ask_with_tools("1 + 2?", tools=[cancelling])
+    assert answer.finish_reason == "cancelled"
+    assert [message["role"] for message in chat.messages] == ["user", "assistant", "tool"]
+    assert chat.ask("Hi").finish_reason is not None
+
+
+def test_the_conversation_is_changed_by_no_one_else() -> None:
+    chat = Model.fake(["Hello"]).session(sampling=GREEDY)
+    chat.ask("Hi")
+    chat.messages[0]["content"] = "Bye"
+    assert chat.messages[0]["content"] == "Hi"
+
+
 def test_calls_are_run_as_often_as_said() -> None:
     calls = []
 

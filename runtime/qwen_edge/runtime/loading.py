@@ -232,9 +232,9 @@ def check_load_options(backend: str, threads: int | None, verify: str) -> None:
             hint = did_you_mean(value, known)
             fix = f"use one of: {', '.join(known)}"
             raise UsageError(f"{name} is {value!r}.{hint}", fix, option=name, value=value)
-    if threads is not None and threads < 1:
+    if threads is not None and (type(threads) is not int or threads < 1):
         raise UsageError(
-            f"threads is {threads}; expected 1 or more, or None for the engine's own choice.",
+            f"threads is {threads!r}; expected 1 or more, or None for the engine's own choice.",
             "leave it out, or give the number of performance cores.",
             option="threads",
             value=threads,

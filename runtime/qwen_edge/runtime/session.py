@@ -9,6 +9,7 @@ events and `prefix_cache.py` for the reuse.
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from copy import deepcopy
 from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
@@ -20,9 +21,9 @@ from qwen_edge.runtime.chat import Message, check_messages
 from qwen_edge.runtime.decoding.generation import generate_tokens
 from qwen_edge.runtime.decoding.picker import NewToken
 from qwen_edge.runtime.events import Answer, Event, FinishReason
-from qwen_edge.runtime.limits import check_num_answers, read_path
+from qwen_edge.runtime.limits import check_num_answers
 from qwen_edge.runtime.planning import AnswerPlan, plan_answer
-from qwen_edge.runtime.snapshots.snapshot_file import save_snapshot
+from qwen_edge.runtime.saved_session import save_session
 from qwen_edge.runtime.turn import Stopwatch, collect_answer, show_tokens
 
 if TYPE_CHECKING:
@@ -87,8 +88,8 @@ class Session:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The conversation so far, the system message first."""
-        return self._messages
+        """The conversation so far, the system message first; a copy."""
+        return deepcopy(self._messages)
 
     @property
     def conversation_ids(self) -> tuple[int, ...]:
@@ -260,12 +261,7 @@ class Session:
             DeviceError: The device does not give its cache out.
         """
         self._check_open()
-        target, model = read_path(path), self._model
-        with model.borrow_cache():
-            model.wait_until_warm()
-            snapshot = model.prefix_cache.snapshot(self._conversation_ids)
-        conversation = {"messages": list(self._messages), "system": list(self._system)}
-        save_snapshot(target, snapshot, binding=model.binding, conversation=conversation)
+        save_session(self._model, path, self._system, self._messages, self._conversation_ids)
 
     def resume(
         self, system: Sequence[Message], messages: Sequence[Message], token_ids: Sequence[int]
@@ -275,12 +271,17 @@ class Session:
         self._conversation_ids = list(token_ids)
 
     def cancel(self) -> None:
-        """End the answer that is being streamed, from any thread.
+        """End the answer that is being streamed, or the rounds of tool calls, from any thread.
 
         The stream then ends with a "done" event whose reason is "cancelled", after at most
         one forward call. Without a stream nothing happens.
         """
         self._cancelled.set()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether `cancel` was called since the last answer began."""
+        return self._cancelled.is_set()
 
     def close(self) -> None:
         """End the session. The model stays open; closing twice is harmless."""
@@ -318,9 +319,8 @@ class Session:
         self, prompt: Prompt, options: ResolvedOptions, *, answer_index: int = 0
     ) -> AnswerPlan:
         """Return what an answer needs. Changes nothing."""
-        return plan_answer(
-            self._model, self._with_prompt(prompt), options, answer_index=answer_index
-        )
+        messages = self._with_prompt(prompt)
+        return plan_answer(self._model, messages, options, answer_index=answer_index)
 
     def _with_prompt(self, prompt: Prompt) -> tuple[Message, ...]:
         """Return the conversation that a prompt leads to, as a plain copy."""

@@ -57,6 +57,8 @@ def ask_with_tools(
             _refuse_calls(session, answer.tool_calls, "interrupted")
             raise
         session.add(*results)
+        if session.is_cancelled:  # while the tools ran
+            return replace(answer, finish_reason="cancelled", dropped_messages=dropped)
         prompt = None
         # A call that had to be made was made; what follows is the model's own choice.
         options["tool_choice"] = "auto"
