@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from demo_tasks import edit, extraction
+from demo_tasks import edit, extraction, form, repeat
 from demo_values import Draw
 
 from qwen_edge.runtime.backends.backend import Logits
@@ -29,6 +29,13 @@ from qwen_edge.runtime.structured.output_format import OutputFormat
 
 TURN_TOKENS = 16  # a second or two at full size
 GREEDY = SamplingParams(temperature=0.0)
+DEMO_TASKS = {
+    "repeat": repeat,
+    "form": partial(form, words=(18, 22)),
+    "again": extraction,
+    "extraction": extraction,
+    "edit": edit,
+}
 # What an extraction of many fields looks like: most of the text is the schema's.
 LONG_KEYS = {
     "type": "object",
@@ -250,19 +257,20 @@ def measure_forced(models: tuple[Model, Model], rounds: int) -> dict[str, Any]:
 def measure_demo(models: tuple[Model, Model], num_prompts: int) -> dict[str, Any]:
     """Measure prompt lookup on a model that copies: its own tasks, answered greedily.
 
-    `demo_again` asks each question twice in one conversation, so that the second answer repeats
-    the first; `demo_extraction` and `demo_edit` copy single values out of a text.
+    `demo_repeat` repeats a long text and `demo_form` extracts long lines; `demo_again` asks a short
+    question twice in one conversation, so that the second answer repeats the first;
+    `demo_extraction` and `demo_edit` copy single values of a few tokens.
     """
     plain_model, fast_model = models
     result: dict[str, Any] = {}
-    for name, task in (("again", extraction), ("extraction", extraction), ("edit", edit)):
+    for name, task in DEMO_TASKS.items():
         pairs = []
         for number in range(num_prompts + 2):
             exchange = task(Draw(number, held_out=True), thinks=False)
             messages: list[Any] = list(exchange.messages)
             if name == "again":
                 with plain_model.session(sampling=GREEDY, thinking=False) as chat:
-                    messages += [chat.ask(messages).message, *exchange.messages]
+                    messages += [chat.ask(messages, max_new_tokens=256).message, *exchange.messages]
             prompt = plain_model.chat_template.encode(messages, thinking=False)
             drafter = fast_model.drafter
             pairs.append(

@@ -206,6 +206,18 @@ class Draw:
             return self.checked(self._nonsense).split(" ")
         return self.checked(self._english).split(" ")
 
+    def phrase(self, low: int, high: int) -> str:
+        """Return a checked text of `low` to `high` words, names and numbers without a sense."""
+        return self.checked(lambda: " ".join(self._any() for _ in range(self.number(low, high))))
+
+    def _any(self) -> str:
+        kind = self.random.random()
+        if kind < 0.5:
+            return self.one(EVERYDAY + NOUNS + ADJECTIVES)
+        if kind < 0.75:
+            return self.syllables(self.number(1, 3))
+        return self.name() if kind < 0.9 else str(self.number(1, 9999))
+
     def _english(self) -> str:
         phrases = [
             f"{self.one(ADJECTIVES if self.chance(0.5) else COLOURS)} {noun}"

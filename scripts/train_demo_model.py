@@ -79,7 +79,7 @@ def make_batch(encoded: list[Encoded], width: int) -> tuple[Tensor, Tensor]:
 
 
 def iter_batches(
-    tokenizer: Tokenizer, chat_template: str, seed: int, progress: Progress
+    tokenizer: Tokenizer, chat_template: str, seed: int, progress: Progress, short_until: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield training batches of about `BATCH_TOKENS` tokens without end.
 
@@ -87,12 +87,13 @@ def iter_batches(
         tokenizer: The model's own.
         chat_template: Qwen3's own.
         seed: Start of the conversations.
-        progress: Read for each conversation; long ones are left out early in the run.
+        progress: Read for each conversation.
+        short_until: Share of the run in which long conversations are left out.
     """
     waiting: dict[int, list[Encoded]] = {width: [] for width in WIDTHS}
     for conversation in iter_conversations(seed, held_out=False):
         is_long = conversation.tools or len(conversation.messages) > SHORT_MESSAGES
-        if is_long and progress.share < SHORT_UNTIL:
+        if is_long and progress.share < short_until:
             continue
         item = encode(tokenizer, render(conversation, chat_template))
         width = next(one for one in WIDTHS if len(item.token_ids) <= one)
@@ -106,7 +107,7 @@ def iter_batches(
 def held_out_samples(chat_template: str, count: int) -> dict[str, list[Sample]]:
     """Return `count` held-out samples of each task, always the same ones."""
     names = ["extraction", "tool_call", "tool_answer", "sum", "sum_thinking"]
-    names += ["recall", "edit", "greeting", "talk"]
+    names += ["recall", "edit", "form", "repeat", "greeting", "talk"]
     samples: dict[str, list[Sample]] = {name: [] for name in names}
     for conversation in iter_conversations(HELD_OUT_SEED, held_out=True):
         sample = render(conversation, chat_template)
@@ -166,11 +167,15 @@ def rate_factor(progress: float, step: int) -> float:
     return min(1.0, (step + 1) / WARMUP_STEPS) * cosine
 
 
-def make_optimizers(network: Network) -> list[torch.optim.Optimizer]:
+def make_optimizers(network: Network, factor: float = 1.0) -> list[torch.optim.Optimizer]:
     """Return Muon for the projections and AdamW for the embedding and the norms.
 
     A loss of 0.66 took AdamW alone 700 steps of 7,000 tokens, this pair 400 of 6,000; the
     second mix had fewer tool prompts, so the gain is only roughly known.
+
+    Args:
+        network: What is trained.
+        factor: Of the peak rates; below 1 for a network that was trained before.
     """
     named = dict(network.named_parameters())
     matrices = {name: p for name, p in named.items() if p.dim() == 2 and "embed" not in name}
@@ -181,7 +186,7 @@ def make_optimizers(network: Network) -> list[torch.optim.Optimizer]:
     adamw = torch.optim.AdamW(others, lr=ADAMW_RATE, betas=(0.9, 0.98), weight_decay=0.0)
     for optimizer in (muon, adamw):
         for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
+            group["initial_lr"] = group["lr"] * factor
     return [muon, adamw]
 
 
@@ -211,7 +216,10 @@ def train(arguments: argparse.Namespace) -> Progress:
     chat_template = read_json(arguments.folder / "tokenizer_config.json")["chat_template"]
     torch.manual_seed(TRAINING_SEED)
     network, progress = Network(Shape()), Progress()
-    optimizers = make_optimizers(network)
+    optimizers = make_optimizers(network, arguments.rate)
+    if arguments.start_from is not None:
+        weights = load_file(str(arguments.start_from / "model.safetensors"))
+        network.load_state_dict({name: value.float() for name, value in weights.items()})
     if arguments.resume:
         state = torch.load(arguments.checkpoint)
         network.load_state_dict(state["network"])
@@ -219,7 +227,10 @@ def train(arguments: argparse.Namespace) -> Progress:
             optimizer.load_state_dict(optimizer_state)
         progress = Progress(**state["progress"])
     decoder = torch.compile(network.model, dynamic=True) if arguments.compile else network.model
-    batches = iter_batches(tokenizer, chat_template, TRAINING_SEED + progress.step, progress)
+    seed, short_until = TRAINING_SEED + progress.step, SHORT_UNTIL
+    if arguments.start_from is not None:  # copying is learned; the same batches teach little
+        seed, short_until = seed + 1_000_000, 0.0
+    batches = iter_batches(tokenizer, chat_template, seed, progress, short_until)
     reported_s, losses = progress.elapsed_s, []
     while progress.elapsed_s < arguments.minutes * 60:
         started = time.perf_counter()
@@ -289,6 +300,8 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="checkpoint folder to write")
     parser.add_argument("--minutes", type=float, default=51, help="training time, 0 for none")
     parser.add_argument("--resume", action="store_true", help="go on from --checkpoint")
+    parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="train FOLDER further")
+    parser.add_argument("--rate", type=float, default=1.0, help="factor of the peak rates")
     parser.add_argument("--checkpoint", type=Path, default=Path("build/demo-checkpoint.pt"))
     parser.add_argument("--samples", type=int, default=200, help="held-out samples per task")
     parser.add_argument("--threads", type=int, default=2)
@@ -303,7 +316,7 @@ def main(words: list[str]) -> None:
     arguments = parse_arguments(words)
     torch.set_num_threads(arguments.threads)
     if arguments.evaluate is None:
-        if not arguments.resume:
+        if not arguments.resume and arguments.start_from is None:
             make_tokenizer_files(arguments.folder)
             save(arguments.folder, Network(Shape()))
         progress = train(arguments)

@@ -21,7 +21,18 @@ from tokenizers import Tokenizer
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 FOLDER = ROOT / "export" / "qwen_edge" / "export" / "demo"
-TASKS = ("extraction", "tool_call", "tool_answer", "sums", "recall", "edit", "greeting", "talk")
+TASKS = (
+    "extraction",
+    "tool_call",
+    "tool_answer",
+    "sums",
+    "recall",
+    "edit",
+    "form",
+    "repeat",
+    "greeting",
+    "talk",
+)
 MAX_WEIGHTS_BYTES = 8_000_000  # limit of the embedded default model
 
 
