@@ -15,7 +15,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from demo_tasks import edit, extraction, form, repeat
+from demo_long_tasks import form, repeat
+from demo_tasks import edit, extraction
 from demo_values import Draw
 
 from qwen_edge.runtime.backends.backend import Logits

@@ -14,16 +14,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from demo_long_tasks import form, repeat
 from demo_tasks import (
     Exchange,
     Message,
     edit,
     extraction,
     fillers,
-    form,
     greeting,
     recall,
-    repeat,
     sums,
     talk,
     tool_answer,
