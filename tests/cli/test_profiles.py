@@ -52,6 +52,17 @@ def test_show_as_json(cli: Any, arguments: list[str]) -> None:
     assert [entry["device"] for entry in data["devices"]] == ["GPU", "CPU", "NPU"]
 
 
+def test_show_marks_what_nobody_measured(cli: Any) -> None:
+    outcome = cli("profiles", "show", "core-ultra")
+    gpu, cpu = outcome.out.split("\nCPU: ")
+    entry = load_profile("core-ultra").devices[0]
+    num_values = len(entry.reasons) - 1
+    assert gpu.count("[never measured on a GPU]") == num_values >= 5
+    assert f"  Note: {entry.note}\n" in gpu
+    assert "prefill_chunk_tokens = 512\n" in cpu
+    assert cpu.split("\nNPU: ")[0].count("[never measured on a CPU]") == 1
+
+
 def test_show_takes_a_file(cli: Any, tmp_path: Path) -> None:
     path = tmp_path / "mein Läptop.toml"
     path.write_text('extends = "core-ultra-cpu"\n', encoding="utf-8")

@@ -91,9 +91,19 @@ def test_core_ultra_lists_gpu_then_cpu_then_npu_with_the_settings_of_each() -> N
         assert entry.reasons["device"] != alone.reasons["device"]
 
 
-def test_the_gpu_is_left_to_choose_its_cache_precision() -> None:
-    entry = load_profile("core-ultra-gpu").devices[0]
-    assert not any("CACHE_PRECISION" in name for name in entry.properties)
+def test_every_value_of_the_catalog_says_whether_it_was_measured() -> None:
+    """No GPU and no NPU ever was; of the CPU's values at least the speeds were."""
+    for name in profile_names():
+        for entry in load_profile(name).devices:
+            assert set(entry.reasons) - set(entry.measured) <= {"device"}
+            values = {entry.measured[key] for key in entry.reasons if key != "device"}
+            assert values == ({True, False} if entry.device == "CPU" else {False})
+
+
+def test_the_order_of_core_ultra_rests_on_published_figures_and_says_so() -> None:
+    for entry in load_profile("core-ultra").devices:
+        assert entry.measured["device"] is False
+        assert "published" in entry.reasons["device"]
 
 
 def test_the_cpu_quantises_activations_in_groups_no_larger_than_the_default() -> None:
@@ -115,7 +125,8 @@ def test_the_npu_lengths_reach_the_plugin_and_add_up() -> None:
         "NPUW_LLM": "YES",
         "NPUW_LLM_MAX_PROMPT_LEN": 2048,
         "NPUW_LLM_MIN_RESPONSE_LEN": 2048,
-        "NPUW_LLM_PREFILL_CHUNK_SIZE": 1024,
+        "NPUW_LLM_PREFILL_CHUNK_SIZE": 256,
+        "NPUW_LLM_ENABLE_CONTINUOUS_PREFILL": "YES",
     }
 
 
@@ -125,6 +136,8 @@ def test_json_holds_values_with_reasons_and_the_manifest_only_values() -> None:
     gpu = document["devices"][0]
     assert gpu["properties"]["INFERENCE_PRECISION_HINT"]["value"] == "f16"
     assert gpu["settings"]["max_context_tokens"]["reason"]
+    assert gpu["settings"]["max_context_tokens"]["measured"] is False
+    assert (gpu["measured"], gpu["note"]) == (False, profile.devices[0].note)
     assert "reason" not in json.dumps([entry.to_manifest() for entry in profile.devices])
 
 
@@ -164,6 +177,30 @@ def test_extends_changes_only_what_the_file_says(tmp_path: Path) -> None:
     assert cpu.properties == {**before.properties, "INFERENCE_NUM_THREADS": 4}
     assert cpu.reasons["device"] == before.reasons["device"]
     assert cpu.reasons["max_context_tokens"] == "your profile file"
+
+
+def test_what_a_file_changes_is_no_longer_as_well_founded_as_before(tmp_path: Path) -> None:
+    text = (
+        'extends = "core-ultra-cpu"\n[[devices]]\ndevice = "CPU"\nmax_context_tokens = 4096\n'
+        "prefill_chunk_tokens = { value = 256, measured = true }\n"
+        "[devices.properties]\nINFERENCE_NUM_THREADS = 4\n"
+    )
+    entry, parent = load_profile(write(tmp_path, text)).devices[0], load_profile("core-ultra-cpu")
+    before = parent.devices[0]
+    assert "max_context_tokens" not in entry.measured  # nobody says
+    assert "INFERENCE_NUM_THREADS" not in entry.measured
+    assert entry.measured["prefill_chunk_tokens"] is True
+    assert entry.measured["KV_CACHE_PRECISION"] is before.measured["KV_CACHE_PRECISION"]
+    assert (entry.note, entry.measured["device"]) == (before.note, before.measured["device"])
+
+
+def test_a_file_may_say_once_that_all_its_values_were_measured(tmp_path: Path) -> None:
+    text = OWN.replace('device = "CPU"', 'device = "CPU"\nmeasured = true\nnote = "on mains"')
+    text = text.replace('"PCORE_ONLY",', '"PCORE_ONLY", measured = false,')
+    entry = load_profile(write(tmp_path, text)).devices[0]
+    assert [name for name, flag in entry.measured.items() if not flag] == ["SCHEDULING_CORE_TYPE"]
+    assert set(entry.measured) == set(entry.reasons)
+    assert entry.note == "on mains"
 
 
 def test_extends_several_sets_the_order(tmp_path: Path) -> None:
@@ -219,6 +256,14 @@ def test_all_problems_come_in_one_error(tmp_path: Path) -> None:
         ("INFERENCE_NUM_THREADS = 4", 'CACHE_DIR = "x"', "a path does not belong into a package"),
         ("PCORE_ONLY", "P_CORES", "expected one of ANY_CORE, PCORE_ONLY, ECORE_ONLY"),
         ("reason =", "why =", "SCHEDULING_CORE_TYPE: unknown key 'why'"),
+        ("reason =", "measured = 1, reason =", "TYPE: measured is 1; expected true or false"),
+        ('device = "CPU"', 'device = "CPU"\nmeasured = "no"', "CPU: measured is 'no'; expected"),
+        ('device = "CPU"', 'device = "CPU"\nnote = 3', "CPU: note is 3; expected one line"),
+        (
+            "recipe =",
+            "onnx.accuracy_level = { value = 1, measured = true }\nrecipe =",
+            "'measured'",
+        ),
         ('"my laptop"', '""', "summary is ''; expected one line of text"),
         ('"my laptop"', '"\\u001b[31mred"', "expected one line of text"),
         ("[devices.properties]", "[[devices.properties]]", "properties is not a table"),
@@ -250,7 +295,7 @@ def test_a_bad_value_is_named_with_what_was_expected(
     [
         ("max_prompt_tokens = 1000", "max_prompt_tokens is 1,000; expected a multiple of 64"),
         ("max_prompt_tokens = 65536", "max_prompt_tokens is 65,536; expected a multiple of 64"),
-        ("max_prompt_tokens = 1088", "expected a multiple of NPUW_LLM_PREFILL_CHUNK_SIZE, 1,024"),
+        ("max_prompt_tokens = 1088", "expected a multiple of NPUW_LLM_PREFILL_CHUNK_SIZE, 256"),
         ("min_response_tokens = 0", "min_response_tokens is 0; expected a multiple of 64"),
         ("max_context_tokens = 4096", "worked out from max_prompt_tokens and min_response_tokens"),
         (

@@ -24,7 +24,6 @@ _CPU_OPTIONS = frozenset(
         "VALUE_CACHE_PRECISION",
     }
 )
-_GPU_OPTIONS = frozenset({"ACTIVATIONS_SCALE_FACTOR"})
 
 
 def write_openvino_model(
@@ -65,14 +64,17 @@ def runtime_options(devices: tuple[DeviceSettings, ...]) -> dict[str, str]:
 
     Returns:
         Option name to value. A cache or activation setting of the CPU is left out when the
-        package is for a GPU as well, whose plugin reads the same key and was not tested
-        with it.
+        package is for a GPU as well, whose plugin reads the same keys and was not tested
+        with it. Nothing is written for a GPU: what optimum-intel writes for it,
+        ACTIVATIONS_SCALE_FACTOR, the plugin passes over in language models.
     """
-    options: dict[str, str] = {}
-    names = {entry.device for entry in devices}
-    for entry in devices:
-        for key, value in entry.properties.items():
-            is_for_cpu = entry.device == "CPU" and key in _CPU_OPTIONS and "GPU" not in names
-            if is_for_cpu or (entry.device == "GPU" and key in _GPU_OPTIONS):
-                options[key] = str(value)
+    if any(entry.device == "GPU" for entry in devices):
+        return {}
+    options = {
+        key: str(value)
+        for entry in devices
+        if entry.device == "CPU"
+        for key, value in entry.properties.items()
+        if key in _CPU_OPTIONS
+    }
     return dict(sorted(options.items()))

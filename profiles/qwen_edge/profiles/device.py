@@ -37,6 +37,10 @@ class DeviceProfile:
         max_prompt_tokens: NPU only, else None: the longest prompt.
         min_response_tokens: NPU only, else None: room kept for the answer.
         reasons: Field or property name → reason; "device" → why it is at this place.
+        measured: The same names → True where a run of this project on this kind of device
+            stands behind the value, False where only documents and published figures do. A
+            name that nobody said it of is absent.
+        note: What else is to be known, such as what is left to the engine and why.
 
     Raises:
         UsageError: A value is out of range or contradicts another; all problems in one error.
@@ -49,10 +53,12 @@ class DeviceProfile:
     max_prompt_tokens: int | None = None
     min_response_tokens: int | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
+    measured: Mapping[str, bool] = field(default_factory=dict)
+    note: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "properties", MappingProxyType(dict(self.properties)))
-        object.__setattr__(self, "reasons", MappingProxyType(dict(self.reasons)))
+        for key in ("properties", "reasons", "measured"):
+            object.__setattr__(self, key, MappingProxyType(dict(getattr(self, key))))
         refuse_problems(f"Device {self.device!r}", _device_problems(self), FIX)
 
     def to_manifest(self) -> dict[str, object]:
@@ -72,13 +78,19 @@ class DeviceProfile:
         return {
             "device": self.device,
             "reason": self.reasons.get("device", ""),
+            "measured": self.measured.get("device"),
+            "note": self.note,
             "settings": self._with_reasons({k: v for k, v in limits.items() if v is not None}),
             "properties": self._with_reasons(self.properties),
         }
 
     def _with_reasons(self, values: Mapping[str, object]) -> dict[str, dict[str, object]]:
         return {
-            key: {"value": value, "reason": self.reasons.get(key, "")}
+            key: {
+                "value": value,
+                "reason": self.reasons.get(key, ""),
+                "measured": self.measured.get(key),
+            }
             for key, value in values.items()
         }
 

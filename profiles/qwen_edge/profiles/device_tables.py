@@ -5,14 +5,14 @@ Ranges are checked by `DeviceProfile` itself; every problem goes into the file's
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import cast
 
 from qwen_edge.errors import UsageError, did_you_mean
 from qwen_edge.profiles.device import LIMITS, DeviceName, DeviceProfile
 from qwen_edge.profiles.properties import DEVICES, SET_ELSEWHERE, PropertyValue
-from qwen_edge.profiles.table import Setting, TableReader, merge_reasons
+from qwen_edge.profiles.table import Setting, TableReader, merge_measured, merge_reasons
 
 _OWN_LIMITS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -25,11 +25,19 @@ _OWN_LIMITS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Draft:
-    """A device's settings before they are checked as a whole."""
+    """A device's settings before they are checked as a whole.
+
+    Args:
+        limits: Those the device has of its own.
+        properties: By OpenVINO's names.
+        place: The device at its place in the list; its value says nothing.
+        note: What else is to be known.
+    """
 
     limits: dict[str, Setting]
     properties: dict[str, Setting]
-    place_reason: str
+    place: Setting
+    note: str = ""
 
 
 def inherit_devices(entries: Iterable[DeviceProfile], problems: list[str]) -> dict[str, Draft]:
@@ -47,11 +55,16 @@ def inherit_devices(entries: Iterable[DeviceProfile], problems: list[str]) -> di
         limits = {key: getattr(entry, key) for key in _OWN_LIMITS[entry.device]}
         own = {k: v for k, v in entry.properties.items() if k not in SET_ELSEWHERE}
         drafts[entry.device] = Draft(
-            {key: Setting(value, entry.reasons[key]) for key, value in limits.items()},
-            {key: Setting(value, entry.reasons[key]) for key, value in own.items()},
-            entry.reasons["device"],
+            {key: _inherit(entry, key, value) for key, value in limits.items()},
+            {key: _inherit(entry, key, value) for key, value in own.items()},
+            _inherit(entry, "device", entry.device),
+            entry.note,
         )
     return drafts
+
+
+def _inherit(entry: DeviceProfile, key: str, value: object) -> Setting:
+    return Setting(value, entry.reasons[key], entry.measured.get(key))
 
 
 def read_devices(reader: TableReader, drafts: dict[str, Draft]) -> None:
@@ -87,7 +100,8 @@ def _read_device(name: str, reader: TableReader, parent: Draft | None) -> Draft:
     for key in LIMITS:
         if key in reader.table and key not in known:
             reader.problems.append(f"{reader.where}{_why_not(name, key)}")
-    reader.check_keys(("device", "reason", "properties", *LIMITS))
+    reader.check_keys(("device", "reason", "measured", "note", "properties", *LIMITS))
+    reader = replace(reader, takes_measured=True, is_measured=reader.plain_flag("measured"))
     limits = dict(parent.limits) if parent else {}
     for key in known:
         setting = reader.setting(key, int)
@@ -95,13 +109,21 @@ def _read_device(name: str, reader: TableReader, parent: Draft | None) -> Draft:
             limits[key] = setting
         elif key not in limits and key not in reader.table:
             reader.problems.append(f"{reader.where}{key} is missing")
-    reason = reader.plain_text("reason") or (parent.place_reason if parent else None)
+    properties = dict(parent.properties) if parent else {}
+    properties |= _read_properties(reader)
+    note = reader.plain_text("note") or (parent.note if parent else "")
+    return Draft(limits, properties, _read_place(name, reader, parent), note)
+
+
+def _read_place(name: str, reader: TableReader, parent: Draft | None) -> Setting:
+    """Return the reason for the device's place, with whether it rests on a measurement."""
+    reason = reader.plain_text("reason")
+    if reason is None and parent is not None:
+        return parent.place
     reason = reason or reader.default_reason
     if reason is None:
         reader.problems.append(f"{reader.where}it has no 'reason' for its place")
-    properties = dict(parent.properties) if parent else {}
-    properties |= _read_properties(reader)
-    return Draft(limits, properties, reason or "")
+    return Setting(name, reason or "", reader.is_measured)
 
 
 def _why_not(device: str, key: str) -> str:
@@ -120,7 +142,7 @@ def _read_properties(reader: TableReader) -> dict[str, Setting]:
         if key in SET_ELSEWHERE:
             reader.problems.append(f"{reader.where}property {key}: {SET_ELSEWHERE[key]}")
     where = f"{reader.where}property "
-    inner = TableReader(allowed, where, reader.default_reason, reader.problems)
+    inner = replace(reader, table=allowed, where=where)
     return inner.settings((str, int, bool))
 
 
@@ -148,7 +170,9 @@ def _build_device(name: str, draft: Draft, problems: list[str]) -> DeviceProfile
             min_response_tokens=values.get("min_response_tokens"),
             reasons=merge_reasons(limits)
             | merge_reasons(properties)
-            | {"device": draft.place_reason},
+            | {"device": draft.place.reason},
+            measured=merge_measured({**limits, **properties, "device": draft.place}),
+            note=draft.note,
         )
     except UsageError as exc:
         found = cast("tuple[str, ...]", exc.facts["problems"])
@@ -162,11 +186,16 @@ def _complete_npu(
     """Add what follows from the two NPU lengths: context, prefill chunk and the properties."""
     prompt, response = limits["max_prompt_tokens"], limits["min_response_tokens"]
     context = cast("int", prompt.value) + cast("int", response.value)
+    is_measured = prompt.is_measured  # what follows from a length is as well founded as it is
     limits["max_context_tokens"] = Setting(
-        context, "max_prompt_tokens + min_response_tokens: the NPU plugin fixes both shapes"
+        context,
+        "max_prompt_tokens + min_response_tokens: the NPU plugin fixes both shapes",
+        is_measured,
     )
     limits["prefill_chunk_tokens"] = Setting(
-        prompt.value, "the NPU plugin takes the whole prompt in one call and cuts it up itself"
+        prompt.value,
+        "the NPU plugin takes the whole prompt in one call and cuts it up itself",
+        is_measured,
     )
     fixed = {
         "NPU_USE_NPUW": Setting("YES", "the part of the NPU plugin that runs language models"),
@@ -174,4 +203,5 @@ def _complete_npu(
         "NPUW_LLM_MAX_PROMPT_LEN": Setting(prompt.value, "max_prompt_tokens"),
         "NPUW_LLM_MIN_RESPONSE_LEN": Setting(response.value, "min_response_tokens"),
     }
-    return limits, fixed | properties
+    marked = {key: replace(setting, is_measured=is_measured) for key, setting in fixed.items()}
+    return limits, marked | properties

@@ -4,8 +4,10 @@ Data: name, type and range of each, so that a slip of the pen is found when a fi
 not minutes later inside a driver. It does not know which value is best (`catalog/*.toml`).
 
 Source: OpenVINO 2026.4.1: src/plugins/intel_cpu/src/config.h, src/plugins/intel_gpu/include/
-intel_gpu/runtime/options.inl, src/plugins/intel_npu/src/al/include/intel_npu/config/
-npuw_option_defs.inc, src/plugins/intel_npu/README.md.
+intel_gpu/runtime/options.inl and src/inference/include/openvino/runtime/intel_gpu/properties.hpp,
+src/plugins/intel_npu/src/al/include/intel_npu/config/npuw_option_defs.inc and
+src/plugins/intel_npu/README.md. tests/unit/test_gpu_profile.py compares names and values with the
+engine that is installed; no device is needed for that.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,14 +26,16 @@ class PropertyRule:
     Args:
         expected: The expectation in words, for messages.
         is_allowed: True for a legal value.
+        names: All legal values where they can be listed.
     """
 
     expected: str
     is_allowed: Callable[[PropertyValue], bool]
+    names: tuple[str, ...] = ()
 
 
 def _one_of(*names: str) -> PropertyRule:
-    return PropertyRule(f"one of {', '.join(names)}", lambda value: value in names)
+    return PropertyRule(f"one of {', '.join(names)}", lambda value: value in names, names)
 
 
 def _whole(lowest: int, highest: int) -> PropertyRule:
@@ -61,6 +65,7 @@ _HINT = _one_of("LATENCY", "THROUGHPUT", "CUMULATIVE_THROUGHPUT")
 _MODE = _one_of("PERFORMANCE", "ACCURACY")
 _DECIMAL = PropertyRule('a number above 0 in quotes, for example "8.0"', _is_positive_decimal)
 _QUANTISED_GROUP = _whole(0, 65_536)
+_PRIORITY = _one_of("LOW", "MEDIUM", "HIGH")
 _CACHE_CPU = _one_of("u4", "u8", "bf16", "f16", "f32")
 
 KNOWN_PROPERTIES: Mapping[str, Mapping[str, PropertyRule]] = MappingProxyType(
@@ -92,7 +97,13 @@ KNOWN_PROPERTIES: Mapping[str, Mapping[str, PropertyRule]] = MappingProxyType(
                 "KV_CACHE_PRECISION": _one_of("u4", "u8", "i8", "f16"),
                 "DYNAMIC_QUANTIZATION_GROUP_SIZE": _QUANTISED_GROUP,
                 "ACTIVATIONS_SCALE_FACTOR": _DECIMAL,
+                "MODEL_PRIORITY": _PRIORITY,
                 "GPU_ENABLE_LARGE_ALLOCATIONS": _FLAG,
+                "GPU_ENABLE_SDPA_OPTIMIZATION": _FLAG,
+                "GPU_ENABLE_KERNELS_REUSE": _FLAG,
+                "GPU_QUEUE_PRIORITY": _PRIORITY,
+                "GPU_QUEUE_THROTTLE": _PRIORITY,
+                "GPU_HOST_TASK_PRIORITY": _PRIORITY,
             }
         ),
         "NPU": MappingProxyType(

@@ -1,8 +1,9 @@
 """Take typed settings out of a TOML table and note every problem on the way.
 
-A setting is a value with its reason, `KEY = {value = …, reason = "…"}`. A person's own file
-may leave the reason out. Nothing here raises for bad content: problems are collected in one
-list, so that a file is refused once with all of them.
+A setting is a value with its reason, `KEY = {value = …, reason = "…"}`, and for devices whether
+anybody measured it, `measured = false`. A person's own file may leave both out. Nothing here
+raises for bad content: problems are collected in one list, so that a file is refused once with
+all of them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,10 +14,18 @@ from qwen_edge.errors import UsageError, did_you_mean, join_problems
 
 @dataclass(frozen=True)
 class Setting:
-    """One value and why it is so."""
+    """One value and why it is so.
+
+    Args:
+        value: As the file has it.
+        reason: In one sentence.
+        is_measured: True where a run of this project on that kind of device stands behind the
+            value, False where only documents do, None where nobody says.
+    """
 
     value: object
     reason: str
+    is_measured: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,8 @@ class TableReader:
         where: Prefix of messages, for example "devices CPU: ", or an empty text.
         default_reason: Reason of plain values; None when every value needs its own.
         problems: Collects one sentence per problem. Shared between the readers of a file.
+        takes_measured: Whether a value may say `measured = …` here.
+        is_measured: What holds for values that do not say it.
 
     State:
         Only appends to `problems`.
@@ -37,6 +48,8 @@ class TableReader:
     where: str
     default_reason: str | None
     problems: list[str]
+    takes_measured: bool = False
+    is_measured: bool | None = None
 
     def check_keys(self, known: Iterable[str]) -> None:
         """Note every key that is not known, with the closest one that is."""
@@ -73,6 +86,14 @@ class TableReader:
             return None
         return value
 
+    def plain_flag(self, key: str) -> bool | None:
+        """Return a true or false that needs no reason, or None when absent or unusable."""
+        value = self.table.get(key)
+        if value is None or isinstance(value, bool):
+            return value
+        self.problems.append(f"{self.where}{key} is {_shown(value)}; expected true or false")
+        return None
+
     def texts(self, key: str) -> tuple[str, ...]:
         """Return a list of texts; one text stands for a list of one."""
         value = self.table.get(key, [])
@@ -83,14 +104,16 @@ class TableReader:
         return ()
 
     def _split(self, key: str, raw: object, kinds: tuple[type, ...]) -> Setting | None:
-        value, reason = raw, self.default_reason
+        value, reason, is_measured = raw, self.default_reason, self.is_measured
         if isinstance(raw, dict):
             inner = TableReader(raw, f"{self.where}{key}: ", None, self.problems)
-            inner.check_keys(("value", "reason"))
+            inner.check_keys(("value", "reason", *(["measured"] * self.takes_measured)))
             if "value" not in raw:
                 self.problems.append(f"{self.where}{key} has no 'value'")
                 return None
             value, reason = raw["value"], inner.plain_text("reason") or reason
+            if self.takes_measured and (flag := inner.plain_flag("measured")) is not None:
+                is_measured = flag
         if type(value) not in kinds:
             expected = " or ".join(_KIND_WORDS[kind] for kind in kinds)
             self.problems.append(f"{self.where}{key} is {_shown(value)}; expected {expected}")
@@ -98,7 +121,13 @@ class TableReader:
         if reason is None:
             self.problems.append(f"{self.where}{key} has no 'reason'")
             return None
-        return Setting(value, reason)
+        return Setting(value, reason, is_measured)
+
+
+def merge_measured(settings: Mapping[str, Setting]) -> dict[str, bool]:
+    """Return key → whether the value was measured, where somebody says so."""
+    found = {key: setting.is_measured for key, setting in settings.items()}
+    return {key: flag for key, flag in found.items() if flag is not None}
 
 
 def merge_reasons(settings: Mapping[str, Setting]) -> dict[str, str]:

@@ -5,6 +5,7 @@ import click
 from qwen_edge.cli.output import Output
 from qwen_edge.errors import UsageError, did_you_mean
 from qwen_edge.profiles.choose import Choice, choose_profile
+from qwen_edge.profiles.device import DeviceProfile
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.profiles.legality import legality
 from qwen_edge.profiles.profile import Profile, load_profile, profile_names
@@ -94,6 +95,11 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
     _show_text(out, profile, allowed)
 
 
+def _mark(entry: DeviceProfile, key: str) -> str:
+    """Return what is said of a value that nobody measured."""
+    return f" [never measured on a {entry.device}]" if entry.measured.get(key) is False else ""
+
+
 def _show_text(out: Output, profile: Profile, allowed: _Allowed) -> None:
     out.result(f"{profile.name}: {profile.summary}")
     out.result(f"\nrecipe {profile.recipe}\n    {profile.recipe_reason}")
@@ -104,7 +110,9 @@ def _show_text(out: Output, profile: Profile, allowed: _Allowed) -> None:
             if key == "device":
                 continue
             value = entry.properties.get(key, getattr(entry, key, ""))
-            out.result(f"  {key} = {value}\n      {reason}")
+            out.result(f"  {key} = {value}\n      {reason}{_mark(entry, key)}")
+        if entry.note:
+            out.result(f"  Note: {entry.note}")
     out.result("\nONNX Runtime, where the ONNX form is exported")
     for key, reason in profile.onnx.reasons.items():
         out.result(f"  {key} = {getattr(profile.onnx, key)}\n      {reason}")
