@@ -3,12 +3,18 @@
 Engines are imported inside functions, and one that is missing is a finding, never an error.
 """
 
+import dataclasses
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qwen_edge.errors import DeviceError, MissingExtraError
-from qwen_edge.profiles.profile import Profile, load_profile, profile_names
+
+if TYPE_CHECKING:
+    from qwen_edge.runtime.devices import DeviceReport
+    from qwen_edge.runtime.drivers import Accelerator
+    from qwen_edge.runtime.providers import ProviderReport
 
 # Distributions that each bring the same module `onnxruntime`, with other execution providers.
 RUNTIMES = (
@@ -30,6 +36,11 @@ _USES = {
     "ask": "here, and taken where it is asked for with --device; it {reason}",
     "never": "here, and refused; {reason}",
 }
+_SHOWN_PROPERTIES = {
+    "DEVICE_ARCHITECTURE": "architecture",
+    "GPU_DRIVER_VERSION": "driver",
+    "NPU_DRIVER_VERSION": "driver",
+}
 
 
 @dataclass(frozen=True)
@@ -40,58 +51,121 @@ class Finding:
         level: "ok", "note" (works, with a limit) or "problem".
         what: What was found, with figures.
         fix: One thing to do; empty when nothing is to be done.
+        id: Of a known problem; empty for what was found otherwise.
+        sources: Where a known problem was reported.
     """
 
     level: str
     what: str
     fix: str = ""
+    id: str = ""
+    sources: tuple[str, ...] = ()
 
 
-def check_devices() -> list[Finding]:
-    """Tell which devices OpenVINO sees, and why the others are absent."""
-    from qwen_edge.runtime.devices import probe_devices
+def find_openvino_error() -> Finding | None:
+    """Return why OpenVINO is installed and cannot be imported; None where it can, or is absent."""
     from qwen_edge.runtime.engine import import_openvino
 
     try:
         import_openvino()
     except MissingExtraError:
-        pass  # `check_versions` says so; the devices below are absent for it
+        return None  # `check_versions` says so
     except DeviceError as error:
-        return [Finding("problem", error.problem.rstrip("."), error.fix.partition(",")[0])]
+        return Finding("problem", error.problem.rstrip("."), error.fix.partition(",")[0])
+    return None
+
+
+def tell_why_absent(report: "DeviceReport", accelerators: "Sequence[Accelerator] | None") -> str:
+    """Return why a device cannot be used, in the shortest true words.
+
+    Args:
+        report: OpenVINO's reason.
+        accelerators: What the system lists; None where it cannot tell.
+    """
+    reason = (report.reason or "").rstrip(".")
+    if report.name not in _DRIVER_FIX or accelerators is None:
+        return reason
+    if all(entry.kind != report.name for entry in accelerators):
+        return f"this machine has no {report.name} by Intel"
+    # OpenVINO cannot tell one that is absent from one that it may not use.
+    is_guess = reason.startswith(f"OpenVINO finds no {report.name}")
+    return "it is built in, but OpenVINO cannot use it" if is_guess else reason
+
+
+def shorten_reasons(
+    reports: "Sequence[DeviceReport]", accelerators: "Sequence[Accelerator] | None"
+) -> "list[DeviceReport]":
+    """Return the reports with the words of `tell_why_absent`."""
+    return [
+        report
+        if report.is_available
+        else dataclasses.replace(report, reason=tell_why_absent(report, accelerators))
+        for report in reports
+    ]
+
+
+def check_devices(
+    reports: "Sequence[DeviceReport]",
+    accelerators: "Sequence[Accelerator] | None",
+    properties: Mapping[str, Mapping[str, str]],
+) -> list[Finding]:
+    """Tell which devices OpenVINO sees, with their drivers, and why the others are absent.
+
+    Args:
+        reports: What OpenVINO lists.
+        accelerators: What the system lists; None where it cannot tell.
+        properties: Device to what OpenVINO knows of it.
+    """
     findings = []
-    for report in probe_devices():
+    for report in reports:
         if report.is_available:
-            findings.append(Finding("ok", f"{report.name}: {report.full_name}"))
-        else:
-            profiles = [
-                name for name in profile_names() if _is_only_for(load_profile(name), report.name)
-            ]
-            fix = _DRIVER_FIX.get(report.name, "")
-            unusable = f"; profile {', '.join(profiles)} cannot run here" if profiles else ""
-            findings.append(Finding("note", f"{report.name}: {report.reason}{unusable}", fix))
+            facts = _describe_device(report, accelerators, properties.get(report.name, {}))
+            findings.append(Finding("ok", f"{report.name}: {facts}"))
+            continue
+        # A known problem has a better fix where the system says that the device is there.
+        fix = _DRIVER_FIX.get(report.name, "") if accelerators is None else ""
+        why = tell_why_absent(report, accelerators)
+        findings.append(Finding("note", f"{report.name}: {why}", fix))
     return findings
 
 
-def _is_only_for(profile: Profile, device: str) -> bool:
-    """Return whether a profile's packages run through OpenVINO and on this device alone."""
-    is_openvino = profile.format == "openvino"
-    return is_openvino and all(entry.device == device for entry in profile.devices)
+def _describe_device(
+    report: "DeviceReport",
+    accelerators: "Sequence[Accelerator] | None",
+    properties: Mapping[str, str],
+) -> str:
+    """Return name, driver and architecture of a device that can be used."""
+    kind = report.name.partition(".")[0]
+    parts = {word: properties[key] for key, word in _SHOWN_PROPERTIES.items() if key in properties}
+    for entry in accelerators or ():
+        if entry.kind == kind and entry.driver_version is not None:
+            parts["driver"] = entry.driver_version  # the engine tells but a part of an NPU's
+            break
+    kernel = next((e.kernel_driver for e in accelerators or () if e.kind == kind), None)
+    if kernel is not None:
+        parts["kernel driver"] = kernel
+    if kind == "CPU":
+        parts = {}  # its architecture says nothing that the name does not
+    told = [f"{word} {value}" for word, value in parts.items()]
+    return ", ".join([report.full_name or "a device without a name", *told])
 
 
-def check_providers(versions: Mapping[str, str]) -> list[Finding]:
+def check_providers(
+    versions: Mapping[str, str], reports: "Sequence[ProviderReport]"
+) -> list[Finding]:
     """Tell what ONNX Runtime has here, and which provider a model of its operators gets.
 
     Args:
         versions: Distribution to version, of those that are installed.
+        reports: What ONNX Runtime has.
     """
     from qwen_edge.profiles.providers import NOT_HERE, choose_provider, load_providers
-    from qwen_edge.runtime.providers import probe_providers
 
     installed = [name for name in RUNTIMES if name in versions]
     if not installed:
         what = "onnxruntime is not installed; only packages with an ONNX model need it"
         return [Finding("note", what, "pip install 'qwen-edge[onnx]'")]
-    unusable = {entry.name: entry.reason for entry in probe_providers() if entry.reason is not None}
+    unusable = {entry.name: entry.reason for entry in reports if entry.reason is not None}
     known = load_providers()
     available = [entry.name for entry in known if entry.name not in unusable]
     if not available:  # one reason for all: it cannot be imported
