@@ -11,7 +11,6 @@ random weights has near ties at every token, so that equal tokens are no matter 
 import argparse
 import gc
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from process_memory import read_memory
 
 from qwen_edge.runtime import SamplingParams
 from qwen_edge.runtime.batching.batch_opening import open_batch_backend
@@ -36,6 +34,7 @@ from qwen_edge.runtime.decoding.sampling import Sampler
 from qwen_edge.runtime.manifest import Manifest
 from qwen_edge.runtime.openvino_opening import open_openvino_backend
 from qwen_edge.runtime.package import check_sizes, read_manifest
+from qwen_edge.runtime.process_memory import read_process_memory
 
 GREEDY = SamplingParams(temperature=0)
 Prompts = list[list[int]]
@@ -198,7 +197,8 @@ def main() -> None:
     figures, seen = measure_rounds(backend, prompts, arguments.new_tokens, arguments.rounds)
     figures |= measure_long_prompt(backend, draw(arguments.long_tokens), prompts[0])
     figures["cache_bytes"] = backend.cache_bytes
-    figures["private_bytes"] = read_memory(os.getpid())[0]
+    memory = read_process_memory()
+    figures["private_bytes"] = None if memory is None else memory.private_bytes
     backend.close()
     if arguments.single:
         del opened, backend

@@ -1,14 +1,15 @@
-"""Peak memory of a process and its children, sampled while it runs. Linux only.
+"""Peak memory of a process and its children, sampled while it runs.
 
-Private memory (RssAnon) is what a machine must have; file pages of mapped weights are
-counted apart, because the system drops and re-reads them as it likes.
+Private memory is what a machine must have; file pages of mapped weights are counted apart, because
+the system drops and re-reads them as it likes. One reading is `process_memory.py` of the runtime.
 """
 
 import threading
 import time
-from pathlib import Path
 
 import psutil
+
+from qwen_edge.runtime.process_memory import read_process_memory
 
 SAMPLE_SECONDS = 0.02
 
@@ -42,9 +43,10 @@ class MemorySampler:
         while not self._stopping.is_set():
             private, total = 0, 0
             for pid in self._pids():
-                anonymous, resident = read_memory(pid)
-                private += anonymous
-                total += resident
+                memory = read_process_memory(pid)
+                if memory is not None:  # else it is gone
+                    private += memory.private_bytes
+                    total += memory.private_bytes + memory.file_bytes
             self.private_bytes = max(self.private_bytes, private)
             self.total_bytes = max(self.total_bytes, total)
             time.sleep(SAMPLE_SECONDS)
@@ -54,17 +56,3 @@ class MemorySampler:
             return [self._root.pid, *(c.pid for c in self._root.children(recursive=True))]
         except psutil.NoSuchProcess:
             return []
-
-
-def read_memory(pid: int) -> tuple[int, int]:
-    """Return private and total resident bytes of one process; zeros when it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    except OSError:
-        return 0, 0
-    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-
-    def kib(key: str) -> int:
-        return int(fields[key].split()[0]) * 1024 if key in fields else 0
-
-    return kib("RssAnon"), kib("VmRSS")
