@@ -21,6 +21,7 @@ def isolated_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
     patch.setenv("USERPROFILE", str(home))
     patch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
     patch.setenv("QWEN_EDGE_CACHE_DIR", str(home / "qwen-edge-cache"))
+    patch.setenv("QWEN_EDGE_CONFIG_DIR", str(home / "qwen-edge-settings"))
     patch.setenv("HF_HOME", str(home / "huggingface"))
     patch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     patch.setenv("NNCF_CI", "1")

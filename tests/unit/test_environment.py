@@ -45,6 +45,37 @@ def test_default_cache_dir_of_each_system(
     assert read_environment(variables).cache_dir == expected
 
 
+def test_settings_dir_is_taken_as_it_is(tmp_path: Path) -> None:
+    read = read_environment({"QWEN_EDGE_CONFIG_DIR": str(tmp_path)})
+    assert read.settings_dir == tmp_path
+    with pytest.raises(UsageError, match="QWEN_EDGE_CONFIG_DIR is 'x', expected the absolute"):
+        read_environment({"QWEN_EDGE_CONFIG_DIR": "x"})
+
+
+@pytest.mark.parametrize(
+    ("platform", "variables", "expected"),
+    [
+        ("linux", {"HOME": "/h"}, Path("/h/.config/qwen-edge")),
+        ("linux", {"HOME": "/h", "XDG_CONFIG_HOME": "/x"}, Path("/x/qwen-edge")),
+        ("linux", {"HOME": "/h", "XDG_CONFIG_HOME": "x"}, Path("/h/.config/qwen-edge")),
+        ("linux", {}, None),
+        ("darwin", {"HOME": "/h"}, Path("/h/Library/Application Support/qwen-edge")),
+        ("darwin", {}, None),
+        ("win32", {"LOCALAPPDATA": "/l"}, Path("/l/qwen-edge/settings")),
+        ("win32", {"HOME": "/h"}, None),
+    ],
+    ids=str,
+)
+def test_default_settings_dir_of_each_system(
+    monkeypatch: pytest.MonkeyPatch,
+    platform: str,
+    variables: dict[str, str],
+    expected: Path | None,
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    assert read_environment(variables).settings_dir == expected
+
+
 def test_misspelt_variable_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     read_environment({"QWEN_EDGE_CACHEDIR": "/x"})
     assert "QWEN_EDGE_CACHEDIR is not a variable we read." in caplog.text

@@ -6,7 +6,7 @@ Read here, once, and nowhere else. This module makes no folder and touches no fi
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from qwen_edge.errors import UsageError, did_you_mean
 _LOGGER = logging.getLogger(__name__)
 _PREFIX = "QWEN_EDGE_"
 CACHE_DIR_VARIABLE = "QWEN_EDGE_CACHE_DIR"
+CONFIG_DIR_VARIABLE = "QWEN_EDGE_CONFIG_DIR"
 PROFILE_VARIABLE = "QWEN_EDGE_PROFILE"
 RECIPE_VARIABLE = "QWEN_EDGE_RECIPE"
-_KNOWN = (CACHE_DIR_VARIABLE, PROFILE_VARIABLE, RECIPE_VARIABLE)
+_KNOWN = (CACHE_DIR_VARIABLE, CONFIG_DIR_VARIABLE, PROFILE_VARIABLE, RECIPE_VARIABLE)
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,14 @@ class Environment:
             no such place.
         profile: Default profile of an export, or None.
         recipe: Default recipe of an export, or None.
+        settings_dir: Where a person's own settings are kept, such as tuned ones; None where a
+            system names no such place.
     """
 
     cache_dir: Path | None
     profile: str | None = None
     recipe: str | None = None
+    settings_dir: Path | None = None
 
 
 def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
@@ -50,22 +54,28 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         if name.startswith(_PREFIX) and name not in _KNOWN:
             _LOGGER.warning("%s is not a variable we read.%s", name, did_you_mean(name, _KNOWN))
     return Environment(
-        cache_dir=_read_cache_dir(variables),
+        cache_dir=_read_folder(variables, CACHE_DIR_VARIABLE, _default_cache_dir),
         profile=variables.get(PROFILE_VARIABLE) or None,
         recipe=variables.get(RECIPE_VARIABLE) or None,
+        settings_dir=_read_folder(variables, CONFIG_DIR_VARIABLE, _default_settings_dir),
     )
 
 
-def _read_cache_dir(variables: Mapping[str, str]) -> Path | None:
-    if CACHE_DIR_VARIABLE not in variables:
-        return _default_cache_dir(variables, sys.platform)
-    value = variables[CACHE_DIR_VARIABLE]
+def _read_folder(
+    variables: Mapping[str, str],
+    name: str,
+    default: Callable[[Mapping[str, str], str], Path | None],
+) -> Path | None:
+    """Return the folder that a variable names, or the system's own."""
+    if name not in variables:
+        return default(variables, sys.platform)
+    value = variables[name]
     path = Path(value)
     if not value.strip() or not path.is_absolute():
         raise UsageError(
-            f"{CACHE_DIR_VARIABLE} is {value!r}, expected the absolute path of a folder.",
-            f"set {CACHE_DIR_VARIABLE} to a full path, or unset it.",
-            variable=CACHE_DIR_VARIABLE,
+            f"{name} is {value!r}, expected the absolute path of a folder.",
+            f"set {name} to a full path, or unset it.",
+            variable=name,
             value=value,
         )
     return path
@@ -88,3 +98,22 @@ def _default_cache_dir(variables: Mapping[str, str], platform: str) -> Path | No
     if xdg and Path(xdg).is_absolute():
         return Path(xdg) / "qwen-edge"
     return Path(home) / ".cache" / "qwen-edge" if home else None
+
+
+def _default_settings_dir(variables: Mapping[str, str], platform: str) -> Path | None:
+    """Return where this system keeps a person's settings that belong to this machine.
+
+    Source:
+        As `_default_cache_dir`; on Windows LocalAppData, since AppData follows its user to other
+        machines; Application Support on macOS.
+    """
+    if platform == "win32":
+        local = variables.get("LOCALAPPDATA", "")
+        return Path(local) / "qwen-edge" / "settings" if local else None
+    home = variables.get("HOME", "")
+    if platform == "darwin":
+        return Path(home) / "Library" / "Application Support" / "qwen-edge" if home else None
+    xdg = variables.get("XDG_CONFIG_HOME", "")
+    if xdg and Path(xdg).is_absolute():
+        return Path(xdg) / "qwen-edge"
+    return Path(home) / ".config" / "qwen-edge" if home else None

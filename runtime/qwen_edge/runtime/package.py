@@ -8,6 +8,7 @@ symlink, opens a device or leaves the folder. This module knows no engine and no
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,11 +20,15 @@ from qwen_edge.runtime.plain_name import check_plain_name
 
 _CHUNK_BYTES = 4 << 20  # large enough that hashing, not reading, sets the pace
 _MAX_MANIFEST_BYTES = 4 << 20  # a real one has under 20 kB
+TUNED_NAME = "tuned.json"
+"""Settings tuned for certain machines, where a package brings some; see `tuning`."""
 # What file managers, git and hub clients leave in any folder that somebody looks at or clones.
 # None of it is ever opened by this project or an engine.
 _LITTER = frozenset(
     {".DS_Store", ".cache", ".git", ".gitattributes", ".gitignore", "Thumbs.db", "desktop.ini"}
 )
+# What a killed writer leaves of `tuned.json` and the manifest; unlisted, nobody opens it either.
+_HALF_WRITTEN = re.compile(rf"{TUNED_NAME}|\.(?:{TUNED_NAME}|{MANIFEST_NAME})\.[0-9a-f]+\.partial")
 _COPY_AGAIN = "copy the folder again from where it came from, or export the package again."
 
 Progress = Callable[[int], None]
@@ -227,6 +232,7 @@ def _list_problems(folder: Path, manifest: Manifest) -> VerifyReport:
         on_disk = {entry.name for entry in os.scandir(folder)}
     except OSError as error:
         raise _not_readable(folder, error) from error
+    extra = on_disk - manifest.files.keys() - {MANIFEST_NAME} - _LITTER
     irregular = []
     for name in sorted(on_disk & manifest.files.keys()):
         what = _why_not_regular(folder / name)
@@ -240,7 +246,7 @@ def _list_problems(folder: Path, manifest: Manifest) -> VerifyReport:
         num_files=len(manifest.files) + 1,
         num_bytes=0,
         missing=tuple(sorted(manifest.files.keys() - on_disk)),
-        extra=tuple(sorted(on_disk - manifest.files.keys() - {MANIFEST_NAME} - _LITTER)),
+        extra=tuple(sorted(name for name in extra if not _HALF_WRITTEN.fullmatch(name))),
         irregular=tuple(irregular),
     )
 

@@ -22,7 +22,7 @@ _STALE_S = 3600.0  # no file takes an hour to write: whoever began it is gone
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file in the place of an earlier one, or leave everything as it was.
 
     Args:
