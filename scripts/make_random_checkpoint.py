@@ -27,7 +27,7 @@ WEIGHT_STD = 0.02  # initializer_range of Qwen3's config.json
 BLOCK_VALUES = 1 << 24  # 64 MB of float32 at a time
 SHARD_BYTES = 4_000_000_000  # save_pretrained splits near 5 GB; Qwen3-4B ships 4 GB shards
 
-# Source: config.json of Qwen/Qwen3-4B and Qwen/Qwen3-0.6B; `tiny` is ours, for seconds of work.
+# Source: config.json of Qwen/Qwen3-4B, -1.7B and -0.6B; `tiny` is ours, for seconds of work.
 _COMMON: dict[str, object] = {
     "architectures": ["Qwen3ForCausalLM"],
     "attention_bias": False,
@@ -67,6 +67,7 @@ def _sizes(
 SHAPES: dict[str, dict[str, object]] = {
     "qwen3-4b": _sizes(36, 2560, 9728, 32, 8, 128),
     "qwen3-4b-layer": _sizes(1, 2560, 9728, 32, 8, 128),  # with its whole embedding
+    "qwen3-1.7b": _sizes(28, 2048, 6144, 16, 8, 128),
     "qwen3-0.6b": _sizes(28, 1024, 3072, 16, 8, 128),
     "tiny": _sizes(2, 128, 256, 4, 2, 32),
 }

@@ -1,25 +1,44 @@
 """Estimates that hold: compared with real exports, and refusals with both figures."""
 
+import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qwen_edge.errors import ResourceError
-from qwen_edge.export import ExportRequest, prepare_export, run_export
+from qwen_edge.export import ExportRequest, prepare_export, resource_plan, run_export
 from qwen_edge.export.integrity import SourceFile
 from qwen_edge.export.plan import ExportPlan, check_plan, packed_bytes, plan_export
+from qwen_edge.export.resource_plan import NOMINAL, ExportWork, Phase, plan_phases
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.profiles.recipe import load_recipe
+from qwen_edge.runtime import memory
 
 CheckpointMaker = Callable[..., Path]
+WORK = ExportWork(
+    source_bytes=4_000_000,
+    hashed_bytes=4_000_000,
+    num_weights=2_000_000,
+    layer_weights=1_400_000,
+    num_layers=4,
+    hidden_size=256,
+    layer_bytes=700_000,
+    openvino_bytes=900_000,
+    unused_bytes=0,
+    onnx_bytes=0,
+    package_bytes=1_000_000,
+    tokenizer_bytes=50_000,
+    weights="int4",
+)
 PLAN = ExportPlan(
     download_bytes=3_000_000,
     package_bytes=1_000_000,
     disk_bytes=2_000_000,
-    memory_bytes=400_000_000,
-    seconds=5.0,
+    work=WORK,
+    phases=(Phase("compress", 4.0, 300_000_000), Phase("run", 1.0, 400_000_000)),
     is_exact=True,
 )
 
@@ -153,3 +172,113 @@ def test_a_refused_export_writes_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ResourceError, match=r"Nothing was written"):
         run_export(prepared)
     assert list(tmp_path.iterdir()) == []
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Most private memory of a whole export, Qwen3's tokenizer."""
+
+    weights: str
+    num_layers: int
+    hidden_size: int
+    openvino_bytes: int
+    layer_bytes: int
+    private_bytes: int
+
+
+MEASURED_PEAKS = {
+    "0.6B int4": Peak("int4", 28, 1_024, 383_383_280, 227_000_000, 1_036_000_000),
+    "0.6B int8": Peak("int8", 28, 1_024, 597_735_072, 441_000_000, 1_432_000_000),
+    "0.6B fp16": Peak("fp16", 28, 1_024, 1_192_000_000, 881_000_000, 5_508_000_000),
+    "1.7B int4": Peak("int4", 28, 2_048, 1_038_780_128, 727_000_000, 1_565_000_000),
+    "4B int4": Peak("int4", 36, 2_560, 2_263_625_456, 1_874_000_000, 2_930_000_000),
+}
+
+
+@pytest.mark.parametrize("case", MEASURED_PEAKS.values(), ids=MEASURED_PEAKS)
+def test_the_peak_is_within_a_tenth_of_what_was_measured(case: Peak) -> None:
+    work = replace(
+        WORK,
+        source_bytes=2_000_000_000,
+        num_layers=case.num_layers,
+        hidden_size=case.hidden_size,
+        openvino_bytes=case.openvino_bytes,
+        layer_bytes=case.layer_bytes,
+        tokenizer_bytes=11_422_654,
+        weights=case.weights,
+    )
+    peak = max(phase.memory_bytes for phase in plan_phases(work))
+    assert peak == pytest.approx(case.private_bytes, rel=0.1)
+
+
+def test_the_check_for_npu_is_a_step_that_memory_may_not_allow() -> None:
+    work = replace(WORK, openvino_bytes=2_000_000_000, checks_npu=True)
+    plan = replace(PLAN, work=work, phases=plan_phases(work))
+    check = next(phase for phase in plan.phases if phase.name == "check for NPU")
+    assert check.is_optional and check.memory_bytes > 6_000_000_000
+    assert plan.memory_bytes < 3_000_000_000
+    assert plan.peak_bytes(16_000_000_000) == check.memory_bytes
+    assert plan.peak_bytes(4_000_000_000) == plan.peak_bytes(None) == plan.memory_bytes
+
+
+def test_a_checkpoint_that_is_on_the_disk_still_is_read_first() -> None:
+    unread = replace(NOMINAL, unread_share=0.5, read_bytes_per_s=100e6)
+    work = replace(WORK, source_bytes=2_000_000_000)
+    plans = [replace(PLAN, work=work).with_speeds(speeds) for speeds in (NOMINAL, unread)]
+    assert plans[1].seconds - plans[0].seconds == pytest.approx(10.0)
+    assert all(plan.is_measured for plan in plans)
+
+
+@pytest.mark.parametrize(
+    ("change", "phase"),
+    [
+        ({"quantised_weights_per_s": NOMINAL.quantised_weights_per_s / 2}, "compress weights"),
+        ({"write_bytes_per_s": NOMINAL.write_bytes_per_s / 2}, "write to the disk"),
+        ({"engine": replace(NOMINAL.engine, prepared_weights_per_s=1e8)}, "try the package"),
+        ({"machine": replace(NOMINAL.machine, hash_bytes_per_s=6e8)}, "hash files"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_speed_decides_its_own_step(change: dict[str, Any], phase: str) -> None:
+    work = replace(
+        WORK, num_weights=4_000_000_000, layer_weights=3_600_000_000, package_bytes=2_000_000_000
+    )
+    fast = plan_phases(work, NOMINAL)
+    slow = plan_phases(work, replace(NOMINAL, **change))
+    slower = [a.name for a, b in zip(slow, fast, strict=True) if a.seconds > b.seconds]
+    assert slower == [phase]
+
+
+def test_speeds_are_measured_without_a_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource_plan, "_PROBE_ROWS", 16)
+    monkeypatch.setattr("qwen_edge.runtime.engine_speed._PROBE_WEIGHTS", 200_000)
+    monkeypatch.setattr(resource_plan, "measure_machine", lambda: NOMINAL.machine)
+    prepared = prepare_export(ExportRequest("demo", "generic-x86", output=tmp_path / "p"))
+    recipe, source = prepared.resolved.recipe, prepared.source
+    speeds = resource_plan.measure_speeds(recipe, source, prepared.spec, tmp_path / "a" / "b")
+    assert speeds.quantised_weights_per_s > 1e5
+    assert speeds.engine != NOMINAL.engine
+    assert 0 <= speeds.unread_share <= 1
+    assert list(tmp_path.iterdir()) == []
+    assert 0 < prepared.plan.with_speeds(speeds).seconds < 600
+
+
+def test_what_would_not_run_here_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    free_memory(monkeypatch, 1_000_000_000)
+    plan = prepare_export(ExportRequest("demo", "core-ultra")).plan
+    assert [entry.device for entry in plan.devices] == ["GPU", "CPU", "NPU"]
+    refused = [entry.device for entry in plan.devices if entry.problem]
+    assert refused == ["GPU"]  # its libraries alone take more
+    assert len(plan.notes) == 1 and plan.notes[0].startswith("The package would not run on GPU")
+    assert plan.to_json()["devices"][1]["context_tokens"] > 0
+
+
+def test_the_page_about_resources_has_the_constants_of_the_program() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "resources.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `memory\.(\w+)(?:\.(\w+))?` \| ([\d.]+) \|", text, re.M)
+    assert len(rows) >= 10
+    for name, key, value in rows:
+        found = getattr(memory, name)
+        assert float(value) == (found[key] if key else found), name

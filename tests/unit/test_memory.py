@@ -1,14 +1,23 @@
 """Memory: refused before loading when it cannot suffice, with the figures."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwen_edge.errors import ResourceError
+from qwen_edge.profiles.gpu_memory import estimate_gpu_memory
 from qwen_edge.runtime.manifest import DeviceSettings, FileFacts, Manifest, ModelFacts, OnnxFacts
-from qwen_edge.runtime.memory import check_memory, estimate_memory
+from qwen_edge.runtime.memory import (
+    COMFORT_BYTES,
+    MemoryEstimate,
+    check_memory,
+    estimate_memory,
+)
 
 SAMPLE = Manifest.from_bytes((Path(__file__).parents[1] / "data" / "manifest.json").read_bytes())
 QWEN3_4B = dataclasses.replace(
@@ -29,24 +38,58 @@ def settings(device: str, **properties: str) -> DeviceSettings:
     return DeviceSettings(device, properties, 4096, prompt, prompt, 512)
 
 
-def test_estimate_is_near_what_was_measured() -> None:
-    """Measured: 2.6 GB private memory, 85 KB of u8 cache per token."""
+@dataclass(frozen=True)
+class Measured:
+    """Private memory of a process with 512 tokens in its cache; chunks of 512, f32, u8 cache."""
+
+    weights: Literal["fp16", "int8", "int4"]
+    num_layers: int
+    hidden_size: int
+    weights_bytes: int
+    private_bytes: int
+
+
+MEASURED = {
+    "0.6B int4": Measured("int4", 28, 1024, 383_383_280, 682_000_000),
+    "0.6B int8": Measured("int8", 28, 1024, 597_735_072, 902_000_000),
+    "0.6B fp16": Measured("fp16", 28, 1024, 1_192_000_000, 5_740_000_000),
+    "1.7B int4": Measured("int4", 28, 2048, 1_038_780_128, 1_523_000_000),
+    "4B int4": Measured("int4", 36, 2560, 2_263_625_456, 2_867_000_000),
+}
+
+
+@pytest.mark.parametrize("case", MEASURED.values(), ids=MEASURED)
+def test_estimates_are_within_a_tenth_of_what_was_measured(case: Measured) -> None:
+    model = dataclasses.replace(
+        QWEN3_4B.model, num_layers=case.num_layers, hidden_size=case.hidden_size
+    )
+    files = {
+        **SAMPLE.files,
+        "tokenizer.json": FileFacts(11_422_654, "0" * 64),
+        "openvino_model.bin": FileFacts(case.weights_bytes, "0" * 64),
+    }
+    recipe = dataclasses.replace(SAMPLE.recipe, weights=case.weights)
+    manifest = dataclasses.replace(QWEN3_4B, model=model, files=files, recipe=recipe)
+    estimate = estimate_memory(manifest, settings("CPU"))
+    predicted = estimate.bytes_at(512) + estimate.process_bytes
+    assert predicted == pytest.approx(case.private_bytes, rel=0.1)
+
+
+def test_the_cache_is_near_what_was_measured() -> None:
+    """Measured: 85 KB of u8 cache per token."""
     estimate = estimate_memory(QWEN3_4B, settings("CPU"))
-    assert 2.55e9 < estimate.model_bytes < 2.75e9
     assert 84_000 < estimate.cache_bytes_per_token < 86_000
     assert estimate.min_cache_tokens == 1024
     assert estimate.max_bytes - estimate.min_bytes == 3072 * estimate.cache_bytes_per_token
 
 
-def test_weights_of_16_bits_are_widened_on_the_cpu() -> None:
-    """Measured: Qwen3-0.6B fp16, 1.19 GB of weights, took 5.13 GB of private memory to load."""
+def test_weights_of_16_bits_are_widened_on_the_cpu_where_it_computes_in_f32() -> None:
     recipe = dataclasses.replace(SAMPLE.recipe, weights="fp16")
     files = {**SAMPLE.files, "openvino_model.bin": FileFacts(1_190_000_000, "0" * 64)}
     fp16 = dataclasses.replace(QWEN3_4B, recipe=recipe, files=files)
-    assert 4.9e9 < estimate_memory(fp16, settings("CPU")).model_bytes < 5.4e9
-    assert estimate_memory(fp16, settings("GPU")).model_bytes < 1.5e9
+    assert estimate_memory(fp16, settings("CPU")).model_bytes > 5e9
     bf16 = settings("CPU", INFERENCE_PRECISION_HINT="bf16")
-    assert estimate_memory(fp16, bf16).model_bytes < 1.5e9
+    assert estimate_memory(fp16, bf16).model_bytes < 1.6e9
 
 
 def test_onnx_estimate_is_near_what_was_measured() -> None:
@@ -108,6 +151,36 @@ def test_cache_bytes_follow_the_precision(
     assert estimate.cache_bytes_per_token == expected
 
 
+def test_a_gpu_is_estimated_by_its_own_formula() -> None:
+    """Weights, process and working buffers; the cache is there twice while it grows."""
+    gpu = estimate_gpu_memory(QWEN3_4B.model, settings("GPU"), weights_bytes=2_300_000_000)
+    estimate = estimate_memory(QWEN3_4B, settings("GPU"))
+    assert estimate.process_bytes == 0
+    for tokens in (2_000, 4_000):
+        assert estimate.bytes_at(tokens) == pytest.approx(gpu.peak_bytes(tokens), rel=0.05)
+
+
+@given(available=st.integers(0, 10**10), tokens=st.integers(1, 100_000))
+def test_the_largest_context_is_the_largest_that_fits(available: int, tokens: int) -> None:
+    estimate = MemoryEstimate(10**9, 10**5, min(tokens, 1024), tokens, cache_copies=2)
+    fitting = estimate.fitting_tokens(available)
+    assert 0 <= fitting <= tokens
+    if fitting:
+        assert estimate.bytes_at(fitting) <= available
+        assert fitting == tokens or estimate.bytes_at(fitting + 1) > available
+    else:
+        assert estimate.min_bytes > available
+    assert estimate.fitting_tokens(None) == tokens
+
+
+def test_little_room_beside_the_model_is_told() -> None:
+    estimate = estimate_memory(QWEN3_4B, settings("CPU"))
+    notes = estimate.find_notes(estimate.max_bytes + 100_000_000)
+    assert len(notes) == 1 and "MB of memory are left beside the model" in notes[0]
+    assert estimate.find_notes(estimate.min_bytes + 2 * COMFORT_BYTES) == ()
+    assert estimate.find_notes(None) == ()
+
+
 def test_fixed_shapes_take_the_whole_cache_at_once() -> None:
     assert estimate_memory(QWEN3_4B, settings("NPU")).min_cache_tokens == 4096
 
@@ -116,7 +189,7 @@ def test_too_little_memory_is_refused_with_the_parts() -> None:
     estimate = estimate_memory(QWEN3_4B, settings("CPU"))
     with pytest.raises(ResourceError) as caught:
         check_memory(estimate, 2_000_000_000, "CPU")
-    assert "on CPU takes about 2.7 GB of memory (model 2.6 GB, cache of 1,024 tokens" in (
+    assert "on CPU takes about 2.9 GB of memory (model 2.8 GB, cache of 1,024 tokens" in (
         caught.value.problem
     )
     assert "2.0 GB are available" in caught.value.problem

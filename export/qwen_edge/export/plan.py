@@ -1,24 +1,32 @@
 """What an export will cost: time, memory, disk; worked out before anything is written.
 
-The constants are measurements on the full-size Qwen3-4B (docs/LOG.md); `scripts/bench_export.py`
-prints the same figures, so that they can be checked. It knows sizes, not tensors.
+Owns the sizes of what is written, and the refusal where disk or memory will not suffice. What the
+steps take is in `resource_plan.py`. It knows sizes, not tensors.
 """
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from qwen_edge.errors import ResourceError, format_bytes
 from qwen_edge.export.decoder import DecoderSpec
-from qwen_edge.export.package_facts import onnx_facts
+from qwen_edge.export.package_facts import device_settings, onnx_facts
 from qwen_edge.export.request import ResolvedRequest
+from qwen_edge.export.resource_plan import (
+    ExportSpeeds,
+    ExportWork,
+    Phase,
+    plan_phases,
+)
 from qwen_edge.export.seal import check_disk
 from qwen_edge.export.source import ResolvedSource
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.profiles.recipe import Recipe
-from qwen_edge.runtime.manifest import FormatName, OnnxFacts
+from qwen_edge.runtime.manifest import DeviceSettings, FormatName, OnnxFacts
+from qwen_edge.runtime.memory import ModelSize, estimate_size
+from qwen_edge.runtime.resource_plan import DevicePlan, make_device_plan, onnx_cpu_settings
 
 # Qwen3's tokenizer.json has 11.4 MB; with its OpenVINO forms 19.2 MB. Two graphs and the small
 # files of a package have 80 kB besides.
@@ -28,25 +36,9 @@ _SMALL_FILES_BYTES, _SMALL_FILES_BYTES_ONNX = 80_000, 25_000
 # The model's graph, and what a layer adds: as XML 96 kB quantised and 72 kB in fp16; as ONNX 9 to
 # 13 kB, the names of its values mostly.
 _GRAPH_BYTES = {"openvino": (14_000, 94_000), "onnx": (6_000, 12_000)}
-_FIXED_SECONDS = 8.0  # imports, tokenizer conversion, small files
-_CORE_SECONDS_PER_BILLION = 8.0  # reading, quantising, packing a billion weights, on one core
-_RUN_SECONDS_PER_GB = 6.0  # loading the package once and running its golden tokens
-_DISK_BYTES_PER_SECOND = 500e6  # a laptop's SSD, writing
-# Private memory while compressing: Python and its packages, blocks of weights (bounded whatever
-# the model's size), and the tokenizer's conversion, measured at 285 MB for Qwen3's.
-_PROCESS_BYTES = 300_000_000
-_BLOCKS_BYTES = 300_000_000
-_MEMORY_PER_TOKENIZER_BYTE = 25
-# The first run computes in f32: the CPU plugin repacks compressed weights, and widens 16-bit ones
-# besides. Measured with all that the export holds: Qwen3-4B int4 2.96 GB (2.26 GB of weights) and
-# int8 4.6 GB (4.03 GB); Qwen3-0.6B int4 1.1, int8 1.5 and fp16 5.4 GB (0.38, 0.60 and 1.19 GB).
-_RUN_FACTOR, _RUN_FACTOR_FP16 = 1.1, 4.3
-_RUN_FIXED_BYTES = 100_000_000
-# optimum-cli 2.2.0 on the full-size Qwen3-4B (8.05 GB): 97 s, 10.8 GB resident, 20 GB written.
-_OPTIMUM_SECONDS, _OPTIMUM_SECONDS_PER_GB = 25.0, 10.0
-_OPTIMUM_MEMORY, _OPTIMUM_FIXED_BYTES = 1.25, 1_000_000_000
-_OPTIMUM_DISK = 2.5
+_OPTIMUM_DISK = 2.5  # of the checkpoint, measured: optimum-cli 2.2.0 wrote 20 GB for 8.05
 _GUESSED_LAYERS = 36
+_GUESSED_WIDTH = 2_560
 _ROW_BLOCK = 128  # into which a row with one scale is cut for ONNX (onnx_weights.py)
 _EMBEDDING_SHARE = 0.25  # of the parameters, where config.json is not here yet: a safe guess
 
@@ -59,17 +51,70 @@ class ExportPlan:
         download_bytes: To be fetched.
         package_bytes: Size of the finished package.
         disk_bytes: Most disk needed at the output at one time: package and spool file.
-        memory_bytes: Peak private memory; file pages that the system may drop not counted.
-        seconds: Wall time after the download.
+        work: What is to be done, in numbers.
+        phases: The steps, with the nominal speeds or with measured ones.
         is_exact: config.json was at hand; otherwise the embedding's share is a guess.
+        is_measured: The seconds are this machine's.
+        devices: What running the package takes here, by memory alone, on each of its devices.
     """
 
     download_bytes: int
     package_bytes: int
     disk_bytes: int
-    memory_bytes: int
-    seconds: float
+    work: ExportWork
+    phases: tuple[Phase, ...]
     is_exact: bool
+    is_measured: bool = False
+    devices: tuple[DevicePlan, ...] = ()
+
+    @property
+    def memory_bytes(self) -> int:
+        """Private memory that the export cannot do without; file pages not counted."""
+        return max(phase.memory_bytes for phase in self.phases if not phase.is_optional)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time after the download."""
+        return sum(phase.seconds for phase in self.phases)
+
+    def peak_bytes(self, available_bytes: int | None) -> int:
+        """Return the most private memory that is taken where so much is available."""
+        room = available_bytes if available_bytes is not None else self.memory_bytes
+        return max(
+            phase.memory_bytes
+            for phase in self.phases
+            if not phase.is_optional or phase.memory_bytes <= room
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What will not work on this machine, or not comfortably: sentences."""
+        unfit = tuple(
+            f"The package would not run on {plan.device} here: {plan.problem.rstrip('.')}"
+            for plan in self.devices
+            if plan.problem is not None
+        )
+        tight = (f"{plan.device}: {note}" for plan in self.devices[:1] for note in plan.notes)
+        return (*unfit, *tight)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every figure, for programs."""
+        return {
+            "download_bytes": self.download_bytes,
+            "package_bytes": self.package_bytes,
+            "disk_bytes": self.disk_bytes,
+            "memory_bytes": self.memory_bytes,
+            "seconds": round(self.seconds, 1),
+            "is_exact": self.is_exact,
+            "is_measured": self.is_measured,
+            "phases": [asdict(phase) for phase in self.phases],
+            "devices": [plan.to_json() for plan in self.devices],
+            "notes": list(self.notes),
+        }
+
+    def with_speeds(self, speeds: ExportSpeeds) -> "ExportPlan":
+        """Return the same plan with the seconds of a machine that was measured."""
+        return replace(self, phases=plan_phases(self.work, speeds), is_measured=True)
 
 
 def plan_export(
@@ -79,7 +124,7 @@ def plan_export(
     *,
     is_native: bool = True,
 ) -> ExportPlan:
-    """Estimate time, memory and disk.
+    """Estimate time, memory and disk, the time with nominal speeds.
 
     Args:
         resolved: The request.
@@ -90,10 +135,10 @@ def plan_export(
     sizes = {file.name: file.size_bytes for file in source.files}
     source_bytes = sum(n for name, n in sizes.items() if name.endswith(".safetensors"))
     if spec is None:
-        num_parameters = source_bytes // 2  # published checkpoints are bfloat16
-        spool_bytes = _guess_weights_bytes(resolved.recipe, num_parameters)
+        num_weights = source_bytes // 2  # published checkpoints are bfloat16
+        spool_bytes = _guess_weights_bytes(resolved.recipe, num_weights)
     else:
-        num_parameters = spec.num_parameters
+        num_weights = spec.num_parameters
         spool_bytes = packed_bytes(resolved.recipe, spec)
     tokenizer_bytes = _tokenizer_bytes(sizes)
     weights_bytes = {
@@ -103,35 +148,96 @@ def plan_export(
     package_bytes = sum(weights_bytes.values()) + _files_bytes(
         resolved.formats, tokenizer_bytes, num_layers
     )
-    cores = os.cpu_count() or 1
-    written_bytes = spool_bytes + sum(weights_bytes.values())
-    seconds = (
-        _FIXED_SECONDS
-        + num_parameters / 1e9 * _CORE_SECONDS_PER_BILLION / min(cores, 4)
-        + sum(weights_bytes.values()) / 1e9 * _RUN_SECONDS_PER_GB
-        + written_bytes / _DISK_BYTES_PER_SECOND
+    embedding_bytes, head_bytes = _embedding_bytes(resolved.recipe, spec)
+    work = ExportWork(
+        source_bytes=source_bytes,
+        hashed_bytes=sum(file.size_bytes for file in source.files if file.sha256 is None),
+        num_weights=num_weights,
+        layer_weights=_count_layer_weights(spec, num_weights),
+        num_layers=num_layers,
+        hidden_size=_GUESSED_WIDTH if spec is None else spec.hidden_size,
+        layer_bytes=max(spool_bytes - embedding_bytes - head_bytes, 0),
+        openvino_bytes=weights_bytes.get("openvino", 0),
+        unused_bytes=embedding_bytes if head_bytes else 0,
+        onnx_bytes=weights_bytes.get("onnx", 0),
+        package_bytes=package_bytes,
+        tokenizer_bytes=tokenizer_bytes,
+        weights=resolved.recipe.weights,
+        is_portable=resolved.request.portable,
+        is_native=is_native,
+        checks_npu=_checks_npu(resolved),
     )
-    compress_bytes = (
-        _PROCESS_BYTES
-        + min(_BLOCKS_BYTES, 4 * source_bytes)
-        + _MEMORY_PER_TOKENIZER_BYTE * tokenizer_bytes
-    )
-    disk_bytes = package_bytes + spool_bytes
-    if not is_native:
-        seconds += _OPTIMUM_SECONDS + _OPTIMUM_SECONDS_PER_GB * source_bytes / 1e9
-        compress_bytes = int(_OPTIMUM_MEMORY * source_bytes) + _OPTIMUM_FIXED_BYTES
-        disk_bytes = package_bytes + int(_OPTIMUM_DISK * source_bytes)
+    spare_bytes = spool_bytes if is_native else int(_OPTIMUM_DISK * source_bytes)
     return ExportPlan(
         download_bytes=source.download_bytes,
         package_bytes=package_bytes,
-        disk_bytes=disk_bytes,
-        memory_bytes=max(
-            compress_bytes,
-            _run_bytes(resolved.recipe, max(weights_bytes.values()), tokenizer_bytes),
-        ),
-        seconds=seconds,
+        disk_bytes=package_bytes + spare_bytes,
+        work=work,
+        phases=plan_phases(work),
         is_exact=spec is not None,
+        devices=() if spec is None else _plan_devices(resolved, spec, weights_bytes, work),
     )
+
+
+def _count_layer_weights(spec: DecoderSpec | None, num_weights: int) -> int:
+    if spec is None:
+        return int((1 - _EMBEDDING_SHARE) * num_weights)
+    return num_weights - spec.vocab_size * spec.hidden_size * (1 if spec.is_tied else 2)
+
+
+def _checks_npu(resolved: ResolvedRequest) -> bool:
+    has_npu = any(entry.device == "NPU" for entry in resolved.profile.devices)
+    return has_npu and not resolved.request.skip_npu_check
+
+
+def _plan_devices(
+    resolved: ResolvedRequest,
+    spec: DecoderSpec,
+    weights_bytes: Mapping[FormatName, int],
+    work: ExportWork,
+) -> tuple[DevicePlan, ...]:
+    """Return what running the package takes on each of its devices, by this machine's memory."""
+    available = probe_hardware().available_memory_bytes
+    asked = resolved.request.max_context_tokens
+    limit = spec.max_position_embeddings
+    limit = limit if asked is None else min(limit, asked)
+    plans = []
+    for fmt, num_bytes in weights_bytes.items():
+        size = ModelSize(
+            format=fmt,
+            weights_bytes=num_bytes,
+            weights=resolved.recipe.weights,
+            num_layers=spec.num_layers,
+            hidden_size=spec.hidden_size,
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            vocab_size=spec.vocab_size,
+            tokenizer_bytes=work.tokenizer_bytes,
+            is_portable=work.is_portable and fmt == "onnx",
+        )
+        for settings in _settings_of(resolved, fmt, limit, spec.num_layers):
+            memory = estimate_size(size, settings)
+            plans.append(make_device_plan(fmt, settings.device, memory, available))
+    return tuple(plans)
+
+
+def _settings_of(
+    resolved: ResolvedRequest, fmt: FormatName, limit: int, num_layers: int
+) -> tuple[DeviceSettings, ...]:
+    if fmt == "openvino":
+        return device_settings(resolved.profile, limit, num_layers)
+    facts = onnx_facts(resolved.profile, limit, is_portable=resolved.request.portable)
+    return (onnx_cpu_settings(facts),)
+
+
+def _embedding_bytes(recipe: Recipe, spec: DecoderSpec | None) -> tuple[int, int]:
+    """Return the bytes of the embedding, and those of a head that is a matrix of its own."""
+    if spec is None:
+        return 0, 0
+    embedding = _matrix_bytes(recipe.embedding, spec.vocab_size, spec.hidden_size)
+    head = _matrix_bytes(recipe.head, spec.vocab_size, spec.hidden_size)
+    return embedding, 0 if spec.is_tied else head
 
 
 def _files_bytes(formats: Sequence[str], tokenizer_bytes: int, num_layers: int) -> int:
@@ -178,13 +284,6 @@ def _onnx_extra_bytes(recipe: Recipe, spec: DecoderSpec, facts: OnnxFacts) -> in
             group = recipe.group_size
             extra += 2 * rows * -(-width // (group if group > 0 else _ROW_BLOCK))
     return extra
-
-
-def _run_bytes(recipe: Recipe, weights_bytes: int, tokenizer_bytes: int) -> int:
-    """Return the private memory of this process while it runs the finished package."""
-    factor = _RUN_FACTOR_FP16 if recipe.weights == "fp16" else _RUN_FACTOR
-    own_bytes = _PROCESS_BYTES + _MEMORY_PER_TOKENIZER_BYTE * tokenizer_bytes
-    return int(factor * weights_bytes) + _RUN_FIXED_BYTES + own_bytes
 
 
 def packed_bytes(recipe: Recipe, spec: DecoderSpec) -> int:

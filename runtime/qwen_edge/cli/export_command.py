@@ -1,18 +1,24 @@
 """`qwen-edge export`: the only command that needs the export extra."""
 
-import importlib
 import os
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from qwen_edge.cli.extra import missing_export_modules
+from qwen_edge.cli.extra import check_engines, missing_export_modules
 from qwen_edge.cli.output import Output
+from qwen_edge.cli.plan_view import show_device_plans
 from qwen_edge.errors import MissingExtraError, format_bytes
+from qwen_edge.runtime.npu_verdict import describe_verdict
+from qwen_edge.runtime.schema import to_json
+
+# Measuring takes two seconds itself.
+_WORTH_MEASURING_S = 10.0
 
 if TYPE_CHECKING:
     from qwen_edge.export import ExportResult, PreparedExport
@@ -69,6 +75,11 @@ if TYPE_CHECKING:
     help="Text of a system message that is computed now, so that no start has to.",
 )
 @click.option(
+    "--skip-npu-check",
+    is_flag=True,
+    help="Do not find out whether the model runs on an NPU, where the profile has one.",
+)
+@click.option(
     "--explain", is_flag=True, help="Show every choice, its reason and the plan; write nothing."
 )
 @click.option("--quiet", is_flag=True, help="No progress, no notices.")
@@ -86,6 +97,7 @@ def command(
     offline: bool,
     cache_dir: Path | None,
     warm_prompt: Path | None,
+    skip_npu_check: bool,
     explain: bool,
     quiet: bool,
     as_json: bool,
@@ -103,7 +115,7 @@ def command(
       qwen-edge export --format onnx
     """
     check_extra()
-    from qwen_edge.export import ExportRequest, prepare_export, run_export
+    from qwen_edge.export import ExportRequest, prepare_export
 
     out = Output(is_quiet=quiet, as_json=as_json)
     request = ExportRequest(
@@ -119,18 +131,39 @@ def command(
         offline=offline,
         cache_dir=cache_dir,
         warm_prompt=warm_prompt,
+        skip_npu_check=skip_npu_check,
     )
     prepared = prepare_export(request)
     check_extra(prepared.resolved.formats)
+    if explain or not out.is_quiet:
+        prepared = _with_measured_time(prepared)
     if explain:
         _explain(out, prepared, as_json=as_json)
         return
     check_engines(prepared.resolved.formats)
+    _carry_out(out, prepared, as_json=as_json)
+
+
+def _carry_out(out: Output, prepared: "PreparedExport", *, as_json: bool) -> None:
+    from qwen_edge.export import run_export
+
     _announce(out, prepared)
     start = time.monotonic()
     with out.steps() as bars:
         result = run_export(prepared, bars)
     _conclude(out, result, time.monotonic() - start, as_json=as_json)
+
+
+def _with_measured_time(prepared: "PreparedExport") -> "PreparedExport":
+    """Return an export whose seconds are this machine's, where they are many enough to matter."""
+    from qwen_edge.export.resource_plan import measure_speeds
+
+    plan = prepared.plan
+    if plan.seconds < _WORTH_MEASURING_S:
+        return prepared
+    resolved = prepared.resolved
+    speeds = measure_speeds(resolved.recipe, prepared.source, prepared.spec, resolved.output)
+    return replace(prepared, plan=plan.with_speeds(speeds))
 
 
 def check_extra(formats: Sequence[str] = ()) -> None:
@@ -156,32 +189,6 @@ def check_extra(formats: Sequence[str] = ()) -> None:
         )
 
 
-def check_engines(formats: Sequence[str]) -> None:
-    """Refuse to export where what writes or runs a format is installed and cannot be imported.
-
-    It would be met at the last step otherwise, after a download and minutes of work.
-
-    Raises:
-        EdgeError: Says which, and what its import said.
-    """
-    from qwen_edge.runtime.engine import import_openvino
-    from qwen_edge.runtime.providers import import_onnxruntime
-
-    if "openvino" in formats:
-        import_openvino()
-    if "onnx" in formats:
-        import_onnxruntime()
-        for name in ("onnx", "onnx_ir"):
-            try:
-                importlib.import_module(name)
-            except ImportError as error:
-                raise MissingExtraError(
-                    f"Exporting needs {name!r}, which cannot be imported: {error}.",
-                    "pip install --force-reinstall onnx onnx-ir",
-                    package=name,
-                ) from error
-
-
 def _announce(out: Output, prepared: "PreparedExport") -> None:
     resolved, plan = prepared.resolved, prepared.plan
     reasons = dict(resolved.origins)
@@ -191,7 +198,7 @@ def _announce(out: Output, prepared: "PreparedExport") -> None:
     portable = ", portable" if resolved.request.portable else ""
     out.notice(f"  format   {reasons['format'].value}{portable} ({reasons['format'].reason})")
     out.notice(f"  plan     {_describe_plan(prepared)}")
-    for notice in prepared.source.notices:
+    for notice in (*prepared.source.notices, *plan.notes):
         out.notice(f"  note     {notice}")
     if plan.download_bytes:
         out.notice(f"  download {format_bytes(plan.download_bytes)}")
@@ -205,6 +212,23 @@ def _describe_plan(prepared: "PreparedExport") -> str:
         f"{format_bytes(plan.disk_bytes)} of disk for a package of "
         f"{format_bytes(plan.package_bytes)}{about}"
     )
+
+
+def _show_plan(out: Output, prepared: "PreparedExport") -> None:
+    """Write what the export takes, step by step, and what running the package will take here."""
+    plan = prepared.plan
+    out.result("\nPlan")
+    out.result(f"  {_describe_plan(prepared)}")
+    for phase in plan.phases:
+        told = ", left out where memory does not suffice" if phase.is_optional else ""
+        out.result(
+            f"  {phase.name:<18} {phase.seconds:6.1f} s  {format_bytes(phase.memory_bytes)}{told}"
+        )
+    speeds = "measured on this machine" if plan.is_measured else "of a laptop with few cores"
+    out.result(f"  seconds with the speeds {speeds}; without the download")
+    if plan.devices:
+        out.result("\nThe package on this machine, by its memory alone")
+        show_device_plans(out, plan.devices)
 
 
 def _plan_json(prepared: "PreparedExport") -> dict[str, object]:
@@ -221,14 +245,7 @@ def _plan_json(prepared: "PreparedExport") -> dict[str, object]:
             "files": {f.name: f.size_bytes for f in prepared.source.files},
         },
         "model": _describe_model(prepared),
-        "plan": {
-            "download_bytes": plan.download_bytes,
-            "package_bytes": plan.package_bytes,
-            "disk_bytes": plan.disk_bytes,
-            "memory_bytes": plan.memory_bytes,
-            "seconds": round(plan.seconds, 1),
-            "is_exact": plan.is_exact,
-        },
+        "plan": plan.to_json(),
     }
 
 
@@ -278,8 +295,7 @@ def _explain(out: Output, prepared: "PreparedExport", *, as_json: bool) -> None:
         out.result(
             f"  no device gets more context than {limit:,} tokens, whatever its profile says"
         )
-    out.result("\nPlan")
-    out.result(f"  {_describe_plan(prepared)}")
+    _show_plan(out, prepared)
     out.result("\nNothing was downloaded or written.")
 
 
@@ -320,6 +336,7 @@ def _conclude(out: Output, result: "ExportResult", seconds: float, *, as_json: b
                 "group_size_fallbacks": [
                     entry.tensor for entry in manifest.weights.group_size_fallbacks
                 ],
+                "npu": None if manifest.npu is None else to_json(manifest.npu),
             }
         )
         return
@@ -340,6 +357,8 @@ def _conclude(out: Output, result: "ExportResult", seconds: float, *, as_json: b
             f"it does not divide their width; the first is {first.tensor} "
             f"({first.width:,} wide, group {first.group_size}). All are in the manifest."
         )
+    if manifest.npu is not None:
+        out.notice(f"NPU: {describe_verdict(manifest.npu)}.")
     out.result(str(result.folder))
     out.notice(f'Run it: qwen-edge run {_shell_path(result.folder)} "Hello!"')
 

@@ -1,10 +1,10 @@
-"""Which modules exporting needs that a light installation lacks.
+"""Which modules exporting needs, whether they are installed, and whether they can be imported."""
 
-They are looked for, not imported.
-"""
-
+import importlib
 import importlib.util
 from collections.abc import Sequence
+
+from qwen_edge.errors import MissingExtraError
 
 _EXPORT_MODULES = (
     "huggingface_hub",
@@ -33,3 +33,29 @@ def _is_installed(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):  # ValueError: a module put there without a spec
         return False
+
+
+def check_engines(formats: Sequence[str]) -> None:
+    """Refuse to export where what writes or runs a format is installed and cannot be imported.
+
+    It would be met at the last step otherwise, after a download and minutes of work.
+
+    Raises:
+        EdgeError: Says which, and what its import said.
+    """
+    from qwen_edge.runtime.engine import import_openvino
+    from qwen_edge.runtime.providers import import_onnxruntime
+
+    if "openvino" in formats:
+        import_openvino()
+    if "onnx" in formats:
+        import_onnxruntime()
+        for name in ("onnx", "onnx_ir"):
+            try:
+                importlib.import_module(name)
+            except ImportError as error:
+                raise MissingExtraError(
+                    f"Exporting needs {name!r}, which cannot be imported: {error}.",
+                    "pip install --force-reinstall onnx onnx-ir",
+                    package=name,
+                ) from error

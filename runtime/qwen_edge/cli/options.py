@@ -7,7 +7,7 @@ an answer is made is in `answer_options.py`.
 import functools
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,6 +164,7 @@ def load_model(package: str, options: LoadOptions, out: "Output") -> "Model":
     from qwen_edge.runtime.loading import load
 
     folder = find_package(package)
+    _check_fits(folder, options)
     with _loading(folder, out) as report:
         model = load(
             folder,
@@ -189,6 +190,7 @@ def load_batch_model(
     from qwen_edge.runtime.loading import load_batch
 
     folder = find_package(package)
+    _check_fits(folder, options)
     batch_options = BatchOptions() if parallel is None else BatchOptions(max_running=parallel)
     with _loading(folder, out) as report:
         model = load_batch(
@@ -201,6 +203,20 @@ def load_batch_model(
         )
     _tell_choice(model.device_choice, model.backend_name, out)
     return model
+
+
+def _check_fits(folder: Path, options: LoadOptions) -> None:
+    """Refuse a package that has no room in memory, before its files are hashed.
+
+    Raises:
+        ResourceError: With what it takes and what is available.
+    """
+    from qwen_edge.runtime.package import read_manifest
+    from qwen_edge.runtime.resource_plan import check_fits, plan_memory
+
+    manifest = read_manifest(folder)
+    with suppress(UsageError):  # what the package does not hold is refused by whoever loads it
+        check_fits(plan_memory(folder, manifest, backend=options.backend, device=options.device))
 
 
 @contextmanager

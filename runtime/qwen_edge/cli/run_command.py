@@ -25,6 +25,7 @@ from qwen_edge.cli.options import (
     load_options,
 )
 from qwen_edge.cli.output import Output
+from qwen_edge.cli.plan_view import explain_run
 from qwen_edge.cli.texts import check_text, read_standard_input
 from qwen_edge.errors import UsageError
 from qwen_edge.runtime.decoding.sampling import SamplingParams
@@ -72,6 +73,11 @@ _SHORTER_FIX = "pipe in less, for example: head -c 20000 notes.txt | qwen-edge r
     metavar="N",
     help="With --json: how likely each token was, with the N likeliest beside it.",
 )
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Show what running it takes here: memory, context, time; answer nothing.",
+)
 @click.option("--quiet", is_flag=True, help="The answer only: no reasoning, no figures.")
 @click.option("--json", "as_json", is_flag=True, help="Print answer, seed and figures as JSON.")
 def command(
@@ -83,6 +89,7 @@ def command(
     tool_choice: str,
     num_answers: int | None,
     logprobs: int | None,
+    explain: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -103,6 +110,9 @@ def command(
     SamplingParams(num_logprobs=logprobs)  # refuses what is out of range
     tools = None if tools_file is None else read_tools_file(tools_file)
     check_flags(package, load, flags, tools=tools, tool_choice=tool_choice)
+    if explain:
+        explain_run(package, load, out, as_json=as_json)
+        return
     text = _read_prompt(prompt, out)
     with leave_soon(), load_model(package, load, out) as model:
         options = options_of(flags, thinking=flags.thinking)
@@ -143,6 +153,8 @@ def _describe(answer: "Answer", model: "Model", *, seed: int | None) -> dict[str
         "backend": model.backend_name,
         "device": choice.value.device if choice else None,
         "device_reason": choice.reason if choice else None,
+        "refusals": [str(refusal) for refusal in model.refusals],
+        "notices": list(answer.notices),
         "prompt_tokens": timings.prompt_tokens,
         "new_tokens": timings.decode_tokens,
         "forced_tokens": timings.forced_tokens,

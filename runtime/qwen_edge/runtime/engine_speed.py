@@ -1,0 +1,146 @@
+"""How fast OpenVINO is here with weights of a certain kind and the settings of a package.
+
+A model of a few matrices, as wide as the real one, is compiled and run for half a second: what
+it takes to prepare weights at the first inference and to multiply a chunk of a prompt by them
+says what the whole model will take. `run_time.py` draws the conclusion. A single row is measured as
+well, but from the processor's cache: decoding mostly waits for memory, and not always.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qwen_edge.runtime.backends.compiling import compile_model
+from qwen_edge.runtime.engine import import_openvino
+from qwen_edge.runtime.manifest import PropertyValue
+from qwen_edge.runtime.memory import WeightFormat
+
+_PROBE_WEIGHTS = 24_000_000  # prepared in 0.1 s and multiplied by 512 rows in as much
+_WIDENING = 3  # an MLP's matrices are about three times as wide as they are high
+_GROUP = 128
+_WARM_UP_ROWS = 16  # as backends/warming.py has it: a prompt, then a single token
+_MIN_ROUNDS = 3
+_STEPS = 10
+_SCALE = 0.004  # keeps numbers finite through all matrices
+
+
+@dataclass(frozen=True)
+class EngineSpeed:
+    """What OpenVINO's CPU plugin was measured to do.
+
+    Args:
+        prepared_weights_per_s: Weights that a first prompt and a first single token rearrange.
+        multiplied_weights_per_s: Weights times rows of a prompt's chunk.
+        stepped_weights_per_s: Weights that a single row is multiplied by, from the caches: the
+            kernels of narrow matrices are slower than memory.
+    """
+
+    prepared_weights_per_s: float
+    multiplied_weights_per_s: float
+    stepped_weights_per_s: float
+
+
+def measure_engine(
+    weights: WeightFormat,
+    hidden_size: int,
+    properties: Mapping[str, PropertyValue],
+    *,
+    chunk_tokens: int = 512,
+    seconds: float = 0.3,
+) -> EngineSpeed:
+    """Measure the CPU plugin.
+
+    Args:
+        weights: How the model's matrices are stored.
+        hidden_size: The model's; a multiple of 128, or it is rounded up to one.
+        properties: What the model is compiled with.
+        chunk_tokens: Tokens of a prompt per call.
+        seconds: How long to multiply, at least three times.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+        DeviceError: It refuses a property, or the CPU.
+    """
+    width = -(-hidden_size // _GROUP) * _GROUP
+    num_pairs = max(1, round(_PROBE_WEIGHTS / (2 * _WIDENING * width * width)))
+    num_weights = num_pairs * 2 * _WIDENING * width * width
+    model, kept = _build_probe(weights, width, num_pairs)
+    request = compile_model(model, "CPU", properties).create_infer_request()
+    rows = [np.full((1, n, width), 0.5, np.float32) for n in (_WARM_UP_ROWS, 1, chunk_tokens)]
+
+    def run(data: npt.NDArray[np.float32]) -> float:
+        started_s = time.perf_counter()
+        request.infer([data], share_inputs=True, share_outputs=True)
+        return time.perf_counter() - started_s
+
+    first_s = run(rows[0]) + run(rows[1])
+    again_s = run(rows[0]) + run(rows[1])
+    step_s = min(run(rows[1]) for _ in range(_STEPS))
+    chunk_s = [run(rows[2])]  # the first call of a size allocates
+    stop_s = time.perf_counter() + seconds
+    while len(chunk_s) <= _MIN_ROUNDS or time.perf_counter() < stop_s:
+        chunk_s.append(run(rows[2]))
+    del kept
+    return EngineSpeed(
+        prepared_weights_per_s=num_weights / max(first_s - again_s, 1e-6),
+        multiplied_weights_per_s=num_weights * chunk_tokens / float(np.median(chunk_s[1:])),
+        stepped_weights_per_s=num_weights / step_s,
+    )
+
+
+def _build_probe(weights: WeightFormat, width: int, num_pairs: int) -> tuple[Any, list[Any]]:
+    """Return a chain of matrices that widen and narrow, and what must live as long as it."""
+    ov = import_openvino()
+    ops = ov.opset15
+    generator = np.random.default_rng(0)
+    kept: list[Any] = []
+    data = ops.parameter([1, -1, width], ov.Type.f32, name="rows")
+    node = data
+    for _ in range(num_pairs):
+        for shape in ((_WIDENING * width, width), (width, _WIDENING * width)):
+            matrix = _weights_node(ov, weights, shape, generator, kept)
+            node = ops.matmul(node, matrix, False, True)
+    return ov.Model([node], [data], "probe"), kept
+
+
+def _weights_node(
+    ov: Any,
+    weights: WeightFormat,
+    shape: tuple[int, int],
+    generator: np.random.Generator,
+    kept: list[Any],
+) -> Any:
+    """Return random weights with the nodes that widen them, as packages have them."""
+    ops = ov.opset15
+    rows, width = shape
+    if weights == "fp16":
+        halves = generator.standard_normal(shape, np.float32).astype(np.float16) * np.float16(0.02)
+        return ops.convert(_constant(ov, halves, shape, ov.Type.f16, kept), ov.Type.f32)
+    if weights == "int8":
+        whole = generator.integers(-128, 128, shape, np.int8)
+        values = _constant(ov, whole, shape, ov.Type.i8, kept)
+        scale_shape: tuple[int, ...] = (rows, 1)
+    else:
+        packed = generator.integers(0, 256, (rows, width // 2), np.uint8)
+        grouped = (rows, width // _GROUP, _GROUP)
+        values = _constant(ov, packed, grouped, ov.Type.i4, kept)
+        scale_shape = (rows, width // _GROUP, 1)
+    scale = np.full(scale_shape, _SCALE / (1 if weights == "int4" else 16), np.float16)
+    wide = ops.multiply(ops.convert(values, ov.Type.f16), ops.constant(scale))
+    if weights == "int4":
+        wide = ops.reshape(wide, np.array(shape, np.int64), special_zero=False)
+    return ops.convert(wide, ov.Type.f32)
+
+
+def _constant(
+    ov: Any, array: npt.NDArray[Any], shape: tuple[int, ...], kind: Any, kept: list[Any]
+) -> Any:
+    """Return a constant that borrows an array's memory."""
+    flat = array.reshape(-1)
+    tensor = ov.Tensor(flat, ov.Shape(list(shape)), kind)
+    kept += [flat, tensor]
+    return ov.op.Constant(tensor, True)
