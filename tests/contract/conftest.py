@@ -65,6 +65,14 @@ NPU_ON_CPU: dict[str, str | int] = {
     "NPUW_LLM_MIN_RESPONSE_LEN": 64,
     "INFERENCE_PRECISION_HINT": "f32",
 }
+# Prompts in chunks, of which the plugin keeps those that begin the next prompt too.
+NPU_WITH_REUSE: dict[str, str | int] = {
+    **NPU_ON_CPU,
+    "NPUW_LLM_PREFILL_HINT": "DYNAMIC",
+    "NPUW_LLM_PREFILL_ATTENTION_HINT": "STATIC",
+    "NPUW_LLM_PREFILL_CHUNK_SIZE": 16,
+    "NPUW_LLM_ENABLE_CONTINUOUS_PREFILL": "YES",
+}
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
@@ -218,28 +226,31 @@ def compiled() -> Any:
     return compile_model(model, "CPU", EXACT)
 
 
-@pytest.fixture(scope="session")
-def compiled_static() -> Any:
-    """Return the tiny decoder in the NPU plugin's pipeline of fixed shapes, on the CPU."""
+def compile_static(properties: dict[str, str | int], poison: float = 1.0) -> Any:
+    """Compile the tiny decoder in the NPU plugin's pipeline of fixed shapes, on the CPU."""
     try:
-        return compile_model(build_tiny_decoder(), "NPU", NPU_ON_CPU)
+        return compile_model(build_tiny_decoder(poison), "NPU", properties)
     except DeviceError as error:
         pytest.skip(f"this build of OpenVINO has no NPU plugin: {error.problem}")
 
 
+def make_static_on(compiled: Any) -> StaticOpenVinoBackend:
+    """Make a backend of fixed shapes: 64 tokens of prompt, 128 of context."""
+    return StaticOpenVinoBackend(
+        compiled, device="NPU", max_prompt_tokens=MAX_PROMPT_TOKENS, max_context_tokens=128
+    )
+
+
 @pytest.fixture(scope="session")
-def make_static(compiled_static: Any) -> Callable[[], StaticOpenVinoBackend]:
-    """Return a maker of backends of fixed shapes: 64 tokens of prompt, 128 of context."""
+def make_static() -> Callable[[], StaticOpenVinoBackend]:
+    """Return a maker of backends of fixed shapes that read every prompt from its start."""
+    return functools.partial(make_static_on, compile_static(NPU_ON_CPU))
 
-    def make() -> StaticOpenVinoBackend:
-        return StaticOpenVinoBackend(
-            compiled_static,
-            device="NPU",
-            max_prompt_tokens=MAX_PROMPT_TOKENS,
-            max_context_tokens=128,
-        )
 
-    return make
+@pytest.fixture(scope="session")
+def make_reusing() -> Callable[[], StaticOpenVinoBackend]:
+    """Return a maker of backends of fixed shapes that go on from chunks of 16 tokens."""
+    return functools.partial(make_static_on, compile_static(NPU_WITH_REUSE))
 
 
 @pytest.fixture(scope="session")
@@ -498,18 +509,20 @@ def make_openvino_kind(request: pytest.FixtureRequest) -> Kind:
     )
 
 
-def make_static_kind(request: pytest.FixtureRequest) -> Kind:
-    make_static = request.getfixturevalue("make_static")
+def make_static_kind(
+    request: pytest.FixtureRequest,
+    maker: str = "make_static",
+    properties: dict[str, str | int] = NPU_ON_CPU,
+    fed_at_once: int = 16,
+) -> Kind:
+    make_backend = request.getfixturevalue(maker)
 
     def make(**_: int) -> StaticOpenVinoBackend:
-        backend: StaticOpenVinoBackend = make_static()
+        backend: StaticOpenVinoBackend = make_backend()
         return backend
 
     def make_poisoned(poison: float = 1.0) -> StaticOpenVinoBackend:
-        compiled = compile_model(build_tiny_decoder(poison), "NPU", NPU_ON_CPU)
-        return StaticOpenVinoBackend(
-            compiled, device="NPU", max_prompt_tokens=MAX_PROMPT_TOKENS, max_context_tokens=128
-        )
+        return make_static_on(compile_static(properties, poison))
 
     return Kind(
         "openvino-static",
@@ -520,7 +533,7 @@ def make_static_kind(request: pytest.FixtureRequest) -> Kind:
         make_poisoned=make_poisoned,
         break_engine=break_openvino,
         engine_error="Exception from src/x.cpp:1:\nCL_OUT_OF_RESOURCES\n",
-        fed_at_once=1,
+        fed_at_once=fed_at_once,
     )
 
 
@@ -558,6 +571,12 @@ KINDS: dict[str, Callable[[pytest.FixtureRequest], Kind]] = {
     "fake": make_fake_kind,
     "openvino": make_openvino_kind,
     "openvino-static": make_static_kind,
+    "openvino-static-reuse": lambda request: make_static_kind(
+        request,
+        "make_reusing",
+        NPU_WITH_REUSE,
+        fed_at_once=1,  # before a prompt is continued one token is stepped
+    ),
     "onnx": make_onnx_kind,
     "onnx-int4": lambda request: make_onnx_kind(request, "int4"),
     "onnx-portable": lambda request: make_onnx_kind(request, is_portable=True),
@@ -579,7 +598,8 @@ def engine_kind(request: pytest.FixtureRequest) -> Kind:
 
 
 @pytest.fixture(
-    scope="session", params=[name for name in KINDS if name != "fake" and "int4" not in name]
+    scope="session",
+    params=[name for name in KINDS if name != "fake" and not name.endswith(("-int4", "-reuse"))],
 )
 def poisoned_kind(request: pytest.FixtureRequest) -> Kind:
     """Return each kind of backend in turn whose weights may be made to give no numbers."""

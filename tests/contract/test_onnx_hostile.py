@@ -129,7 +129,7 @@ def test_it_is_refused_before_an_engine_sees_it(
 ) -> None:
     folder = copy_demo(is_portable=attack in PORTABLE)
     attack(folder)
-    monkeypatch.setattr(onnx_trial, "_run_child", None)
+    monkeypatch.setattr(onnx_trial, "run_trial", None)
     for load in (read_onnx, lambda folder: try_in_child(folder, timeout_s=TIMEOUT_S)):
         with pytest.raises(PackageError) as caught:
             load(folder)

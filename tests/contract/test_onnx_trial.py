@@ -18,9 +18,10 @@ import onnx
 import pytest
 
 from qwen_edge.errors import DeviceError, MissingExtraError, PackageError, ResourceError
-from qwen_edge.runtime.backends import onnx_trial
+from qwen_edge.runtime import trial_process
 from qwen_edge.runtime.backends.onnx_file import read_onnx
 from qwen_edge.runtime.backends.onnx_trial import try_in_child
+from qwen_edge.runtime.trial_process import ChildEnd
 
 MakeOnnx = Callable[..., Path]
 StandIn = Callable[[str], Path]
@@ -90,7 +91,7 @@ def test_the_current_folder_is_not_where_the_child_looks_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "path", ["", *sys.path])
-    first = onnx_trial._environment()["PYTHONPATH"].split(os.pathsep)[0]
+    first = trial_process.make_environment()["PYTHONPATH"].split(os.pathsep)[0]
     assert first == os.path.abspath(next(entry for entry in sys.path if entry))  # noqa: PTH100
 
 
@@ -114,7 +115,7 @@ def test_a_child_that_ends_without_a_word(demo: Path, stand_in: StandIn) -> None
 
 
 def test_a_code_of_windows_is_written_as_people_look_it_up() -> None:
-    assert "code 0xC0000005" in onnx_trial._describe(0xC0000005, 1.0)
+    assert "code 0xC0000005" in ChildEnd(0xC0000005, "", 1.0).describe()
 
 
 def test_what_the_engine_refuses_is_told(demo: Path, tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_too_little_memory_is_no_fault_of_the_package(demo: Path, stand_in: Stan
 
 
 def test_a_long_line_is_cut() -> None:
-    assert onnx_trial._last_line(b"first\n" + b"x" * 5000 + b"\n\n") == "x" * 300
+    assert trial_process.find_last_line(b"first\n" + b"x" * 5000 + b"\n\n") == "x" * 300
 
 
 def test_a_talking_child_is_neither_blocked_nor_remembered(
@@ -161,9 +162,9 @@ def test_a_talking_child_is_neither_blocked_nor_remembered(
 ) -> None:
     """A pipe that nobody reads holds 64 kB; then the writer waits for ever."""
     tails = []
-    last_line = onnx_trial._last_line
+    last_line = trial_process.find_last_line
     monkeypatch.setattr(
-        onnx_trial, "_last_line", lambda text: (tails.append(len(text)), last_line(text))[1]
+        trial_process, "find_last_line", lambda text: (tails.append(len(text)), last_line(text))[1]
     )
     stand_in(
         """

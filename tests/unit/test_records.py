@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from qwen_edge.errors import PackageError
-from qwen_edge.runtime.records import Record, is_recorded, read_stamps, write_record
+from qwen_edge.runtime.records import (
+    Record,
+    is_recorded,
+    read_finding,
+    read_stamps,
+    write_record,
+)
 
 OLD_NS = time.time_ns() - 60 * 10**9
 
@@ -33,6 +39,24 @@ def test_record_holds_for_its_own_facts_files_and_key(record: Record, tmp_path: 
     (record.folder / "b").write_bytes(b"c")
     changed = dataclasses.replace(record, stamps=read_stamps(record.folder, ("a", "b")))
     assert not is_recorded(changed, cache_dir)
+
+
+def test_a_finding_comes_back_with_its_record(record: Record, tmp_path: Path) -> None:
+    assert read_finding(record, tmp_path) is None
+    write_record(record, tmp_path)
+    assert read_finding(record, tmp_path) == {}
+    write_record(record, tmp_path, {"problem": "it aborts — always"})
+    assert read_finding(record, tmp_path) == {"problem": "it aborts — always"}
+    assert is_recorded(record, tmp_path)
+    other = dataclasses.replace(record, facts={"version": "2"})
+    assert read_finding(other, tmp_path) is None
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b'{"finding": 1}', b"\xff"])
+def test_a_broken_record_says_nothing(record: Record, tmp_path: Path, text: bytes) -> None:
+    write_record(record, tmp_path)
+    record.path(tmp_path).write_bytes(text)
+    assert read_finding(record, tmp_path) is None
 
 
 def test_records_of_other_keys_live_side_by_side(record: Record, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 
 from qwen_edge.runtime.manifest import FORMAT_ENGINES, FormatName, Manifest
+from qwen_edge.runtime.npu_verdict import describe_verdict
 
 FILE_NAME = "README.md"
 _LIBRARIES = {"openvino": "openvino", "onnx": "onnx"}
@@ -110,6 +111,7 @@ def _facts(manifest: Manifest) -> list[str]:
         f"{model.num_parameters:,} parameters |",
         f"| context | {model.max_context_tokens:,} tokens |",
         f"| profile | {manifest.profile.name}: {devices} |",
+        *([f"| NPU | {_cell(describe_verdict(manifest.npu))} |"] if manifest.npu else []),
         f"| recipe | {manifest.recipe.name} |",
         f"| weights | {manifest.weights.weights_bytes:,} bytes |",
         *(f"| {name} | {version} |" for name, version in sorted(manifest.tools.items())),

@@ -26,8 +26,10 @@ from qwen_edge.export.front_end import (
 )
 from qwen_edge.export.genai_config import build_genai_config, write_genai_config
 from qwen_edge.export.golden import check_golden_tokens, measure_golden_tokens
+from qwen_edge.export.gpu_check import check_gpu
 from qwen_edge.export.model_card import FILE_NAME as CARD_NAME
 from qwen_edge.export.model_card import write_model_card
+from qwen_edge.export.npu_eligibility import check_npu
 from qwen_edge.export.plan import ExportPlan, check_plan, plan_export
 from qwen_edge.export.request import ExportRequest, ResolvedRequest, resolve_request
 from qwen_edge.export.seal import Staging, check_target, publish, raise_for_full_disk, stage
@@ -52,6 +54,7 @@ from qwen_edge.runtime.manifest import (
     OnnxFacts,
     ProfileFacts,
 )
+from qwen_edge.runtime.npu_verdict import NpuVerdict
 from qwen_edge.runtime.package import hash_file, write_manifest
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
 
@@ -115,6 +118,8 @@ def prepare_export(request: ExportRequest) -> PreparedExport:
     if config.is_file():
         spec = read_native_spec(facts.read_json_object(config))
         is_native = spec is not None
+    if spec is not None:
+        check_gpu(resolved, spec, context_limit=spec.max_position_embeddings)
     plan = plan_export(resolved, source, spec, is_native=is_native)
     return PreparedExport(resolved, source, spec, plan, warm_prompt)
 
@@ -152,6 +157,9 @@ def run_export(prepared: PreparedExport, progress: Progress | None = None) -> Ex
     config = facts.read_json_object(source.folder / "config.json")
     front_end = open_front_end(source.folder, config, resolved.recipe)
     try:
+        if prepared.spec is None:  # the first look at what was fetched
+            model = front_end.model
+            check_gpu(resolved, model, context_limit=model.max_context_tokens)
         generation = facts.generation_facts(source.folder, config, front_end.model.vocab_size)
         with stage(output, force=resolved.request.force) as staging:
             work = _Work(
@@ -317,6 +325,7 @@ class _Work:
         folder, resolved = self.staging.folder, self.resolved
         devices, onnx = self._devices, self._onnx
         golden = self._try(text)
+        npu = self._check_npu(devices)
         bounds = [entry.max_context_tokens for entry in (*devices, onnx) if entry is not None]
         return Manifest(
             name=resolved.name,
@@ -332,7 +341,22 @@ class _Work:
             tools=facts.tool_versions(resolved.formats),
             files={},
             onnx=onnx,
+            npu=npu,
         )
+
+    def _check_npu(self, devices: tuple[DeviceSettings, ...]) -> NpuVerdict | None:
+        """Find out whether the model runs on an NPU, where the package has settings for one."""
+        if not any(entry.device == "NPU" for entry in devices):
+            return None
+        self.report("check for NPU", 0, 1)
+        verdict = check_npu(
+            self.staging.folder,
+            devices,
+            vocab_size=self.front_end.model.vocab_size,
+            is_skipped=self.resolved.request.skip_npu_check,
+        )
+        self.report("check for NPU", 1, 1)
+        return verdict
 
     def _try(self, text: "_Text") -> GoldenTokens:
         """Run the package in every format it has; all must give the same tokens."""

@@ -52,6 +52,7 @@ class ExportRequest:
         offline: Never connect.
         cache_dir: The hub's cache folder. Not given: the usual one.
         warm_prompt: Text file with a system message whose cache goes into the package.
+        skip_npu_check: Do not find out whether the model runs on an NPU.
 
     Raises:
         UsageError: A value is out of range.
@@ -69,6 +70,7 @@ class ExportRequest:
     offline: bool = False
     cache_dir: Path | None = None
     warm_prompt: Path | None = None
+    skip_npu_check: bool = False
 
     def __post_init__(self) -> None:
         if self.max_context_tokens is not None and self.max_context_tokens < MIN_CONTEXT_TOKENS:

@@ -1,8 +1,9 @@
 """Small records in the user's cache folder: what was found out about files that did not change.
 
-A record holds only while every file it names has the size, times and number it had. A cache
-folder that cannot be used costs time, never correctness. This module knows no package and no
-engine; `verified.py` and `onnx_opening.py` say what is worth a record.
+A record holds only while every file it names has the size, times and number it had; what was
+found may be more than that all is well. A cache folder that cannot be used costs time, never
+correctness. This module knows no package and no engine; `verified.py`, `onnx_opening.py` and
+`compile_trial.py` say what is worth a record.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from qwen_edge.runtime.schema import SchemaError, parse_json
 _LOGGER = logging.getLogger(__name__)
 _MAX_RECORD_BYTES = 1 << 20
 _YOUNG_FILE_S = 2.0  # FAT keeps modification times in steps of 2 s, the coarsest in use
+_FINDING = "finding"  # a key that no facts use
 
 Stamps = Mapping[str, tuple[int, int, int, int]]
 """Name to (size in bytes, modification time in ns, file number, change or creation time in ns)."""
@@ -49,11 +51,13 @@ class Record:
         digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
         return cache_dir / self.kind / f"{digest[:32]}.json"
 
-    def text(self) -> bytes:
+    def text(self, finding: Mapping[str, str] | None = None) -> bytes:
         """Return the bytes of its file."""
         path = str(self.folder.resolve()).encode("utf-8", "backslashreplace").decode("utf-8")
         stamps = {name: list(stamp) for name, stamp in self.stamps.items()}
-        content = {**self.facts, "path": path, "stamps": stamps}
+        content: dict[str, object] = {**self.facts, "path": path, "stamps": stamps}
+        if finding:
+            content[_FINDING] = dict(finding)
         return json.dumps(content, sort_keys=True, indent=1).encode("utf-8")
 
 
@@ -81,21 +85,38 @@ def read_stamps(folder: Path, names: Iterable[str]) -> Stamps:
 
 
 def is_recorded(record: Record, cache_dir: Path | None) -> bool:
-    """Return whether the very same record was written before."""
+    """Return whether the very same record was written before, with any finding."""
+    return read_finding(record, cache_dir) is not None
+
+
+def read_finding(record: Record, cache_dir: Path | None) -> Mapping[str, str] | None:
+    """Return what the very same record was written with; None where it was not written."""
     if cache_dir is None:
-        return False
+        return None
     path = record.path(cache_dir)
     try:
         if path.stat().st_size > _MAX_RECORD_BYTES:
-            return False
+            return None
         found = parse_json(path.read_bytes())
     except (OSError, SchemaError):
-        return False
-    return bool(found == json.loads(record.text()))
+        return None
+    finding = found.pop(_FINDING, {}) if isinstance(found, dict) else None
+    is_same = bool(found == json.loads(record.text()))
+    if not is_same or not isinstance(finding, dict):
+        return None
+    return {str(key): str(value) for key, value in finding.items()}
 
 
-def write_record(record: Record, cache_dir: Path | None) -> None:
-    """Write a record in the place of an earlier one; a failure is logged and otherwise ignored."""
+def write_record(
+    record: Record, cache_dir: Path | None, finding: Mapping[str, str] | None = None
+) -> None:
+    """Write a record in the place of an earlier one; a failure is logged and otherwise ignored.
+
+    Args:
+        record: What the finding holds for.
+        cache_dir: Where records are kept; None to write none.
+        finding: What `read_finding` is to return; None for nothing but that it was found.
+    """
     if cache_dir is None:
         return
     youngest_ns = max(mtime_ns for _, mtime_ns, _, _ in record.stamps.values())
@@ -107,7 +128,7 @@ def write_record(record: Record, cache_dir: Path | None) -> None:
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(record.text())
+        partial.write_bytes(record.text(finding))
         partial.replace(path)
     except OSError as error:
         _LOGGER.warning("The check of %s cannot be remembered: %s", record.folder, error)

@@ -166,6 +166,16 @@ class DecoderRequest:
         except RuntimeError as error:
             raise self._refused("did not take a cache", error, _READ_AGAIN) from error
 
+    def find_state(self, name: str) -> Any:
+        """Return one of the request's variable states by its name, or None.
+
+        Raises:
+            UsageError: The request is closed.
+        """
+        self.check_open()
+        states = self._request.query_state()
+        return next((state for state in states if state.name == name), None)
+
     def check_open(self) -> None:
         """Refuse a closed request.
 
