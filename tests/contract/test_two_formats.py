@@ -16,8 +16,6 @@ from qwen_edge.errors import DeviceError, PackageError, UsageError
 from qwen_edge.export import ExportRequest, export
 from qwen_edge.profiles.choose import Choice
 from qwen_edge.runtime import SamplingParams, load
-from qwen_edge.runtime.backends.onnx import OnnxBackend
-from qwen_edge.runtime.backends.openvino import OpenVinoBackend
 from qwen_edge.runtime.model import Model
 
 ROOT = Path(__file__).parents[2]
@@ -85,8 +83,6 @@ def test_each_engine_answers_as_the_model_was_trained_to(
     packages: dict[str, Path], package: str, backend: str, expected: str
 ) -> None:
     with load(packages[package], backend=backend, warm_up=False) as model:
-        kind = OpenVinoBackend if expected == "openvino" else OnnxBackend
-        assert isinstance(model.backend, kind)
         assert model.backend_name == expected
         assert "because" not in reason_of(model)
         assert ask(model) == "Hello! How can I help you?"

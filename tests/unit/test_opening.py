@@ -50,8 +50,14 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
 
         def opening(name: str, error: EdgeError | None) -> Callable[..., object]:
             def open_it(
-                folder: Path, manifest: Manifest, *, device: str, threads: int | None
+                folder: Path,
+                manifest: Manifest,
+                *,
+                device: str,
+                threads: int | None,
+                refused: dict[str, str],
             ) -> object:
+                assert refused == {}
                 assert folder == FOLDER and name in manifest.formats
                 calls.append((name, device, threads))
                 if error is not None:
@@ -120,6 +126,42 @@ def test_auto_goes_on_to_the_next_format_and_says_why(
     [record] = caplog.records
     assert record.levelno == level
     assert record.getMessage() == f"OpenVINO cannot run this package: {error.problem}"
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "noted", "expected"),
+    [
+        (
+            "auto",
+            NO_GPU,
+            {"GPU": "no driver", "CPU": "no AVX2"},
+            ["GPU: no driver", "CPU: no AVX2"],
+        ),
+        ("GPU", NO_GPU, {}, [f"GPU: {NO_GPU.problem[:-1]}"]),
+        ("auto", NOT_INSTALLED, {}, ["OpenVINO: OpenVINO is not installed"]),
+        ("GPU", NOT_INSTALLED, {}, ["OpenVINO: OpenVINO is not installed"]),
+    ],
+    ids=["auto", "asked", "engine", "engine-asked"],
+)
+def test_every_refusal_is_kept(
+    engines: Callable[..., Calls],
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    error: EdgeError,
+    noted: dict[str, str],
+    expected: list[str],
+) -> None:
+    engines()
+
+    def refuse(*_: object, refused: dict[str, str], **__: object) -> None:
+        refused.update(noted)
+        raise error
+
+    module = SimpleNamespace(open_openvino_backend=refuse)
+    monkeypatch.setitem(sys.modules, "qwen_edge.runtime.openvino_opening", module)
+    opened = open_backend(FOLDER, BOTH, device=device)
+    assert [str(refusal) for refusal in opened.refusals] == expected
+    assert {refusal.format for refusal in opened.refusals} == {"openvino"}
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnx"])

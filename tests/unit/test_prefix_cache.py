@@ -362,3 +362,60 @@ def test_law_of_parking(turns: list[tuple[str, int, int]], budget: int) -> None:
     for number, (name, num_kept, num_new) in enumerate(turns):
         said[name] = [*said[name][:num_kept], *numbers(number, num_new)]
         ask(cache, backend, said[name], name)
+
+
+class Moving:
+    """Two fakes of which one is in use."""
+
+    def __init__(self) -> None:
+        self.fakes = {"A": CopyingBackend([0]), "B": CopyingBackend([0])}
+        self.place = "A"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.fakes[self.place], name)
+
+    def move(self, cache: PrefixCache, place: str, places: Sequence[str] = ("A", "B")) -> None:
+        self.place = place
+        cache.move(place, self.fakes[place].cached_ids, places)
+
+
+def test_each_device_has_a_record_and_a_parking_of_its_own() -> None:
+    backend = Moving()
+    cache = PrefixCache(backend, place="A")  # type: ignore[arg-type]
+    cache.begin([1, 2, 3], owner="one")
+    backend.forward([1, 2, 3])
+    cache.pin([1, 2, 3, 4], lambda: pytest.fail("it is of the other device"))
+    backend.move(cache, "B")
+    assert cache.cached_ids == ()
+    assert cache.begin([1, 2, 3, 4, 5] * 5, owner="one") == 0
+    backend.forward([1, 2, 3, 4, 5] * 5)
+    backend.move(cache, "A")
+    assert cache.cached_ids == (1, 2, 3)
+    assert cache.begin([1, 2, 9], owner="one") == 2
+    backend.move(cache, "B")
+    assert len(cache.cached_ids) == 25
+
+
+def test_who_left_something_on_a_device_is_not_known_when_it_is_gone_back_to() -> None:
+    """It might be another's conversation, so it is put aside."""
+    backend = Moving()
+    cache = PrefixCache(backend, place="A")  # type: ignore[arg-type]
+    one = numbers(1, 300)
+    for place, ids, owner in (("A", one, "one"), ("B", [2, 3], "two"), ("A", [4, 5], "two")):
+        backend.move(cache, place)
+        cache.begin(ids, owner=owner)
+        backend.forward(ids)
+    assert backend.fakes["A"].num_copies == 1
+    assert cache.begin([*one, 9], owner="one") == 300
+
+
+def test_what_was_put_aside_on_a_device_that_is_gone_is_let_go_of() -> None:
+    backend = Moving()
+    cache = PrefixCache(backend, place="A")  # type: ignore[arg-type]
+    gone = pytest.raises(pytest.fail.Exception, match="read")
+    cache.pin([1] * 40, lambda: pytest.fail("read"))
+    with gone:
+        cache.begin([1] * 50)
+    backend.move(cache, "B", places=["B"])
+    backend.move(cache, "A")
+    assert cache.begin([1] * 50) == 0

@@ -58,9 +58,10 @@ def test_an_answer_is_the_events_joined() -> None:
         Event("reasoning", "r", (1,)),
         Event("answer", "a", (2, 3)),
         Event("answer", "b", (4,)),
-        Event("done", "", (5,), "length", timings),
+        Event("done", "", (5,), "length", timings, notices=("GPU stopped.",)),
     ]
     answer = collect_answer(iter(events))
+    assert answer.notices == ("GPU stopped.",)
     assert (answer.text, answer.reasoning, answer.token_ids) == ("ab", "r", (1, 2, 3, 4, 5))
     assert (answer.finish_reason, answer.timings) == ("length", timings)
 

@@ -78,6 +78,8 @@ class Event:
         speculation: On the last event: how guessing ahead went; None where none was made.
         message: On the last event: the whole answer as a message of the conversation.
         is_call_cut_off: On the last event: whether it ended in the middle of a tool call.
+        notices: On the last event: what the reader should know besides, in sentences; such as
+            that the device stopped and another went on.
     """
 
     kind: EventKind
@@ -92,6 +94,7 @@ class Event:
     speculation: "SpeculationStats | None" = None
     message: Mapping[str, object] = field(default_factory=dict)
     is_call_cut_off: bool = False
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class Answer:
         speculation: How guessing ahead went; None where none was made.
         is_call_cut_off: Whether the answer ended in the middle of a tool call.
         message: The answer as a message, as the session remembers it.
+        notices: See `Event`.
     """
 
     text: str
@@ -123,3 +127,4 @@ class Answer:
     speculation: "SpeculationStats | None" = None
     is_call_cut_off: bool = False
     message: Mapping[str, object] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()

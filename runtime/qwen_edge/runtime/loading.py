@@ -12,6 +12,7 @@ from typing import Literal, TypedDict, Unpack, get_args
 
 from qwen_edge.errors import PackageError, UsageError, did_you_mean
 from qwen_edge.profiles.choose import AUTO
+from qwen_edge.runtime.backends.failover import FailoverBackend
 from qwen_edge.runtime.backends.warming import WarmingBackend
 from qwen_edge.runtime.batch_model import BatchModel
 from qwen_edge.runtime.batching.batch_opening import OpenedBatch, open_batch_backend
@@ -22,7 +23,7 @@ from qwen_edge.runtime.environment import read_environment
 from qwen_edge.runtime.limits import read_path
 from qwen_edge.runtime.manifest import CHAT_TEMPLATE, TOKENIZER_JSON, Manifest
 from qwen_edge.runtime.model import Model
-from qwen_edge.runtime.opening import BackendName, Opened, choose_formats, open_backend
+from qwen_edge.runtime.opening import BackendName, choose_formats
 from qwen_edge.runtime.package import (
     Progress,
     check_report,
@@ -31,7 +32,7 @@ from qwen_edge.runtime.package import (
     read_manifest,
     verify_package,
 )
-from qwen_edge.runtime.snapshots.binding import bind_package
+from qwen_edge.runtime.routing import Placement, open_devices
 from qwen_edge.runtime.snapshots.warm_prompt import find_warm_prompt
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
 from qwen_edge.runtime.verified import check_verified
@@ -62,9 +63,10 @@ def load(
 
     Args:
         path: The package folder.
-        device: "auto" tries the devices in the package's order; "CPU", "GPU" or "NPU" is tried
-            alone and never exchanged for another. The name of an execution provider, such as
-            "DmlExecutionProvider", asks for it and for the package's ONNX model.
+        device: "auto" tries the devices in the package's order, also later: see
+            docs/devices.md. "CPU", "GPU" or "NPU" is tried alone and never exchanged for another.
+            The name of an execution provider, such as "DmlExecutionProvider", asks for it and
+            for the package's ONNX model.
         backend: "openvino" runs the package's IR, "onnx" its ONNX model, and neither falls back
             to the other. "auto" takes the first of the package's formats that can run here: one
             whose engine is not installed, does not have the device or is refused by it is
@@ -82,7 +84,7 @@ def load(
 
     Returns:
         A model; close it, or use it in a `with` statement. `backend_name` says which engine
-        runs it, `device_choice` where and why.
+        runs it, `device_choice` where and why, `refusals` why not elsewhere.
 
     Raises:
         UsageError: An option is not one of those above, the package does not hold what is asked
@@ -102,8 +104,8 @@ def load(
     where: _Where = {"backend": backend, "device": device, "threads": threads}
     guesser = None if draft is None else _load_draft(draft, tokenizer, verify=verify, **where)
     with _closed_on_failure(guesser):
-        opened = open_backend(folder, manifest, **where)
-        parts = (folder, opened, tokenizer, template, manifest)
+        devices = open_devices(folder, manifest, **where)
+        parts = (folder, devices, tokenizer, template, manifest)
         return _make_model(*parts, warm_up=warm_up, lookup=lookup, draft=guesser)
 
 
@@ -262,7 +264,7 @@ def check_package(
 
 def _make_model(
     folder: Path,
-    opened: Opened,
+    devices: FailoverBackend[Placement],
     tokenizer: TextTokenizer,
     template: str,
     manifest: Manifest,
@@ -273,39 +275,34 @@ def _make_model(
 ) -> Model:
     """Put the parts together and begin to warm up; closes the backend where that goes wrong."""
     sizes = CALL_SIZES if lookup or draft is not None else ()
-    warming = WarmingBackend(opened.backend, call_sizes=sizes) if warm_up else None
-    settings = opened.choice.value
-    binding = bind_package(manifest, opened.name, settings)
+    where = devices.where
+    warming = WarmingBackend(devices, call_sizes=sizes) if warm_up else None
     try:
         model = Model(
-            warming or opened.backend,
+            warming or devices,
             tokenizer,
             template,
             manifest,
-            prefill_chunk_tokens=settings.prefill_chunk_tokens,
-            max_prompt_tokens=settings.max_prompt_tokens,
-            backend_name=opened.name,
-            device_choice=opened.choice,
             wait_until_warm=warming.wait_until_warm if warming else None,
-            binding=binding,
             uses_lookup=lookup,
             draft=draft,
+            devices=devices,
         )
-        _use_warm_prompt(model, folder, manifest, opened)
+        _use_warm_prompt(model, folder, manifest, where)
         return model
     except BaseException:
-        (warming or opened.backend).close()
+        (warming or devices).close()
         raise
 
 
-def _use_warm_prompt(model: Model, folder: Path, manifest: Manifest, opened: Opened) -> None:
+def _use_warm_prompt(model: Model, folder: Path, manifest: Manifest, where: Placement) -> None:
     """Let conversations begin with the system prompt whose cache the package brings along."""
     warm = find_warm_prompt(
         folder,
         manifest,
-        opened.name,
-        binding=model.binding,
-        max_tokens=opened.backend.max_context_tokens,
+        where.name,
+        binding=where.binding,
+        max_tokens=where.choice.value.max_context_tokens,
     )
     if warm is None:
         return

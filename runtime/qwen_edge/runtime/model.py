@@ -20,7 +20,7 @@ from qwen_edge.runtime.answer_options import AnswerOptions
 from qwen_edge.runtime.backends.backend import Backend
 from qwen_edge.runtime.decoding.draft_model import DraftModel, check_same_vocabulary
 from qwen_edge.runtime.decoding.fitting import fit_to_model
-from qwen_edge.runtime.decoding.generation import PREFILL_CHUNK_TOKENS, generate_tokens
+from qwen_edge.runtime.decoding.generation import PREFILL_CHUNK_TOKENS
 from qwen_edge.runtime.decoding.picker import TokenPicker
 from qwen_edge.runtime.decoding.sampling import Sampler, SamplingParams
 from qwen_edge.runtime.decoding.speculation import make_drafter
@@ -32,9 +32,13 @@ from qwen_edge.runtime.snapshots.binding import SnapshotBinding
 from qwen_edge.runtime.structured.output_format import OutputFormat
 from qwen_edge.runtime.text_model import ModelCard, TextModel
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
+from qwen_edge.runtime.token_stream import stream_tokens
 
 if TYPE_CHECKING:
+    from qwen_edge.runtime.backends.failover import FailoverBackend
     from qwen_edge.runtime.decoding.drafting import Drafter
+    from qwen_edge.runtime.routing import Placement
+    from qwen_edge.runtime.trying import Refusal
 
 
 class Model(TextModel):
@@ -54,6 +58,8 @@ class Model(TextModel):
         uses_lookup: Whether to guess what comes next from the text so far.
         draft: A smaller model of the same vocabulary that guesses what comes next; owned and
             closed by this one.
+        devices: What the backend is, or wraps, where it may change the device. It then says
+            where the model runs and what fits there, now and after each answer.
 
     Raises:
         UsageError: The draft model has another vocabulary.
@@ -77,6 +83,7 @@ class Model(TextModel):
         binding: SnapshotBinding | None = None,
         uses_lookup: bool = True,
         draft: "Model | None" = None,
+        devices: "FailoverBackend[Placement] | None" = None,
     ) -> None:
         super().__init__(
             tokenizer,
@@ -87,7 +94,9 @@ class Model(TextModel):
             max_prompt_tokens=max_prompt_tokens,
         )
         self.backend = backend
-        self.prefix_cache = PrefixCache(backend)
+        self._devices = devices
+        place = "" if devices is None else devices.place
+        self.prefix_cache = PrefixCache(backend, place=place)
         self.prefill_chunk_tokens = prefill_chunk_tokens
         self.backend_name = backend_name
         self.device_choice = device_choice
@@ -101,6 +110,7 @@ class Model(TextModel):
         )
         self._lock = threading.Lock()
         self._is_closed = False
+        self._follow_devices()
 
     @classmethod
     def fake(cls, answers: Sequence[str], *, max_context_tokens: int = 4096) -> "Model":
@@ -130,6 +140,11 @@ class Model(TextModel):
     def is_closed(self) -> bool:
         """Whether `close` was called."""
         return self._is_closed
+
+    @property
+    def refusals(self) -> "tuple[Refusal, ...]":
+        """The devices that were passed over or given up, each with the reason."""
+        return () if self._devices is None else self._devices.refusals
 
     def session(self, *, system: str | None = None, **options: Unpack[AnswerOptions]) -> Session:
         """Return a new conversation.
@@ -207,6 +222,35 @@ class Model(TextModel):
         if self._wait_until_warm is not None:
             self._wait_until_warm()
 
+    def prepare_cache(
+        self, prompt_ids: Sequence[int], *, owner: object, asked_tokens: int | None = None
+    ) -> int:
+        """Wait for the model, take the device that fits a prompt, and keep what is cached of it.
+
+        Args:
+            prompt_ids: The whole prompt.
+            owner: As for `PrefixCache.begin`.
+            asked_tokens: How long the answer may get, where that was said.
+
+        Returns:
+            How many of the ids are cached.
+
+        Raises:
+            ContextFullError: No device takes the prompt.
+            EdgeError: The device that does cannot be loaded.
+        """
+        self.wait_until_warm()
+        devices = self._devices
+        if devices is not None:
+            devices.route(len(prompt_ids), asked_tokens)
+            self.prefix_cache.move(devices.place, devices.cached_ids, devices.places)
+            self._follow_devices()
+        return self.prefix_cache.begin(prompt_ids, owner=owner)
+
+    def take_notices(self) -> tuple[str, ...]:
+        """Return what became of the devices since the last time, in sentences."""
+        return () if self._devices is None else self._devices.take_notices()
+
     def check_open(self) -> None:
         """Raise UsageError when the model is closed."""
         if self._is_closed:
@@ -228,6 +272,7 @@ class Model(TextModel):
             self.check_open()
             yield
         finally:
+            self._follow_devices()
             self._lock.release()
             self._close_backend()
 
@@ -238,6 +283,18 @@ class Model(TextModel):
         """
         self._is_closed = True
         self._close_backend()
+
+    def _follow_devices(self) -> None:
+        """Say where the model runs now, and what fits there."""
+        devices = self._devices
+        if devices is None:
+            return
+        where = devices.where
+        self.backend_name, self.device_choice = where.name, where.choice
+        self.prefill_chunk_tokens = where.choice.value.prefill_chunk_tokens
+        self.binding = where.binding
+        self.max_context_tokens = devices.max_context_tokens
+        self.max_prompt_tokens = devices.max_prompt_tokens
 
     def _make_source(self, draft: "Model") -> DraftModel:
         """Return another model as a source of guesses; refuse one that means other tokens."""
@@ -265,24 +322,18 @@ class Model(TextModel):
     ) -> Iterator[int]:
         """Yield ids while holding the cache."""
         with self.borrow_cache():
-            self.wait_until_warm()
-            num_reused = self.prefix_cache.begin(prompt_ids, owner=self)
-            if drafter is not None:
-                drafter.begin(prompt_ids)
-            tokens = generate_tokens(
-                self.backend,
-                prompt_ids[num_reused:],
+            tokens = stream_tokens(
+                self,
+                prompt_ids,
                 picker=picker,
                 max_new_tokens=max_new_tokens,
                 stop_token_ids=stop_token_ids,
                 drafter=drafter,
-                prefill_chunk_tokens=self.prefill_chunk_tokens,
                 is_cancelled=lambda: self._is_closed,
+                owner=self,
             )
-            # Closed here and now: what it does at its end is to this answer's cache.
             with closing(tokens):
                 for token in tokens:
-                    self.prefix_cache.append(token.token_id)
                     yield token.token_id
 
     def _check_ids(self, prompt_ids: Sequence[int]) -> None:

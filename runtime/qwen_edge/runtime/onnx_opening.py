@@ -9,27 +9,23 @@ import importlib.metadata
 import logging
 import platform
 import time
-from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from qwen_edge.errors import (
     PackageError,
-    ParityError,
     UsageError,
     join_problems,
 )
 from qwen_edge.profiles.choose import AUTO, Choice
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.profiles.providers import Provider, choose_provider
+from qwen_edge.runtime.answer_check import check_answers
 from qwen_edge.runtime.backends.backend import MAX_SCORED_TOKENS, Backend
 from qwen_edge.runtime.backends.onnx import OnnxBackend
 from qwen_edge.runtime.backends.onnx_file import OnnxModel, read_onnx
 from qwen_edge.runtime.backends.onnx_session import CPU_PROVIDER, create_session
 from qwen_edge.runtime.backends.onnx_trial import try_in_child
 from qwen_edge.runtime.environment import read_environment
-from qwen_edge.runtime.golden import GOLDEN_TOLERANCES, follow_tokens
 from qwen_edge.runtime.manifest import (
     MODEL_ONNX,
     MODEL_ONNX_DATA,
@@ -48,12 +44,6 @@ _LOGGER = logging.getLogger(__name__)
 _FILES = (MODEL_ONNX, MODEL_ONNX_DATA)
 _TRIALS, _ANSWERS = "onnx-trials", "onnx-answers"  # folders of records in the user's cache
 _TRIAL_TIMEOUT_S = 600.0  # 9 GB from a disk of 20 MB/s
-# How many golden tokens another provider must give as well. They were computed in float32: later
-# ones may differ for reasons that are no fault, a wrong kernel shows in the first few.
-_NUM_CHECKED_TOKENS = 4
-# How far two kernels for the same may be apart. Measured, demo model: up to 0.013 where they round
-# to int8 in other portions, 0.04 to 0.16 where one of them was wrong (WebGPU on SwiftShader).
-_MAX_DIFFERENCE = 0.03
 
 
 def open_onnx_backend(
@@ -62,6 +52,7 @@ def open_onnx_backend(
     *,
     device: str = AUTO,
     threads: int | None = None,
+    refused: dict[str, str] | None = None,
 ) -> tuple[Backend, Choice[DeviceSettings]]:
     """Make the package's ONNX model ready on a provider it may run on.
 
@@ -71,6 +62,8 @@ def open_onnx_backend(
         device: "auto" tries the known providers in their order; "CPU", "GPU", "NPU" or the name
             of a provider is tried alone and never falls back.
         threads: CPU threads; None for the engine's choice.
+        refused: Takes up the providers that were passed over and why; what it holds before is
+            passed over as well.
 
     Returns:
         An empty backend, and the settings it runs with; the reason names every provider that
@@ -92,7 +85,8 @@ def open_onnx_backend(
     import_onnxruntime()  # where it is missing, that is what to say
     reports = probe_providers()
     available = tuple(report.name for report in reports if report.is_available)
-    refusals = {report.name: report.reason for report in reports if report.reason is not None}
+    refused = {} if refused is None else refused
+    absent = {report.name: report.reason for report in reports if report.reason is not None}
 
     def open_on(provider: Provider) -> Backend:
         settings = _settings(facts, provider, threads)
@@ -100,10 +94,10 @@ def open_onnx_backend(
 
     backend, choice = try_in_order(
         lambda: choose_provider(
-            available, device, is_portable=facts.is_portable, unusable=refusals
+            available, device, is_portable=facts.is_portable, unusable={**absent, **refused}
         ),
         open_on,
-        lambda provider, problem: refusals.update({provider.name: problem}),
+        lambda provider, problem: refused.update({provider.name: problem}),
         is_auto=device.lower() == AUTO,
     )
     return backend, Choice(_settings(facts, choice.value, threads), choice.reason)
@@ -174,7 +168,8 @@ def _open_on(
     )
     if not is_cpu:
         try:
-            _check_answers(backend, folder, manifest, provider)
+            record = _record(folder, _ANSWERS, provider.name)
+            check_answers(backend, manifest.golden, record, provider.name, compares_ways=True)
         except BaseException:
             backend.close()
             raise
@@ -234,58 +229,4 @@ def try_once(folder: Path) -> None:
     started_s = time.monotonic()
     try_in_child(folder, timeout_s=_TRIAL_TIMEOUT_S)
     _LOGGER.info("Tried it in %.1f s", time.monotonic() - started_s)
-    write_record(record, cache_dir)
-
-
-def _compare_ways(backend: Backend, prompt_ids: Sequence[int]) -> float:
-    """Return how far reading a prompt at once is from reading it token by token.
-
-    Two kernels do the two. The figure is a share of the distance from the largest logit to their
-    mean.
-
-    State:
-        The cache is empty afterwards.
-    """
-    at_once = backend.forward(prompt_ids)
-    backend.reset()
-    stepped = [backend.forward([token_id]) for token_id in prompt_ids][-1]
-    backend.reset()
-    spread = float(at_once.max() - at_once.mean())
-    return float(np.abs(at_once - stepped).max()) / spread if spread else 0.0
-
-
-def _check_answers(backend: Backend, folder: Path, manifest: Manifest, provider: Provider) -> None:
-    """Refuse a provider that answers otherwise than the package did when it was sealed.
-
-    Kernels of GPUs and NPUs exist in many versions, and one that is wrong says nothing.
-
-    Raises:
-        ParityError: Another of the first golden tokens.
-    """
-    cache_dir = read_environment().cache_dir
-    record = _record(folder, _ANSWERS, provider.name)
-    if is_recorded(record, cache_dir):
-        return
-    golden = manifest.golden
-    expected = golden.token_ids[:_NUM_CHECKED_TOKENS]
-    difference = _compare_ways(backend, golden.prompt_ids)
-    found = follow_tokens(backend, golden.prompt_ids, expected, GOLDEN_TOLERANCES["onnx"])
-    backend.reset()
-    problem = None
-    if found != expected:
-        problem = f"it answers with tokens {found}, expected {expected}"
-    elif difference > _MAX_DIFFERENCE:
-        problem = (
-            f"logits differ by {difference:.1%} of their range between reading it at once and "
-            f"token by token, expected {_MAX_DIFFERENCE:.0%} at most"
-        )
-    if problem is not None:
-        raise ParityError(
-            f"{provider.name} computes wrongly here: to the package's own test prompt {problem}.",
-            "run with --device CPU, or update the driver and the provider.",
-            provider=provider.name,
-            found=found,
-            expected=expected,
-            difference=difference,
-        )
     write_record(record, cache_dir)

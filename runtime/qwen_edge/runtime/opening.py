@@ -27,6 +27,7 @@ from qwen_edge.profiles.properties import DEVICES
 from qwen_edge.profiles.providers import load_providers
 from qwen_edge.runtime.backends.backend import Backend
 from qwen_edge.runtime.manifest import FORMAT_ENGINES, DeviceSettings, FormatName, Manifest
+from qwen_edge.runtime.trying import Refusal, list_refusals
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -35,11 +36,20 @@ BackendName = Literal["auto", "openvino", "onnx"]
 
 @dataclass(frozen=True)
 class Opened:
-    """An empty backend, the format it runs, and its device's settings with the reason for both."""
+    """A model that was made ready.
+
+    Args:
+        backend: Empty.
+        name: The format it runs.
+        choice: Its device's settings, with the reason for both.
+        refusals: Every device that was passed over or is not there, of those that come into
+            question.
+    """
 
     backend: Backend
     name: FormatName
     choice: Choice[DeviceSettings]
+    refusals: tuple[Refusal, ...] = ()
 
 
 def find_device_name(device: str) -> str:
@@ -129,7 +139,8 @@ def open_backend(
         threads: CPU threads; None for the engine's choice.
 
     Returns:
-        The backend; the reason of its choice names every format and device passed over.
+        The backend; the reason of its choice names every format and device passed over, and
+        `refusals` has them one by one.
 
     Raises:
         UsageError: See `choose_formats`.
@@ -141,9 +152,13 @@ def open_backend(
     """
     names = choose_formats(folder, manifest, backend=backend, device=device)
     refusals: list[tuple[FormatName, EdgeError]] = []
+    passed: tuple[Refusal, ...] = ()
     for name in names:
+        refused: dict[str, str] = {}
         try:
-            opened = _open(name, folder, manifest, device=device, threads=threads)
+            made, choice = open_format(
+                name, folder, manifest, device=device, threads=threads, refused=refused
+            )
         except (DeviceError, MissingExtraError, ParityError, ResourceError) as error:
             if len(names) == 1:
                 raise
@@ -153,26 +168,45 @@ def open_backend(
                 level, "%s cannot run this package: %s", FORMAT_ENGINES[name], error.problem
             )
             refusals.append((name, error))
+            is_missing = isinstance(error, MissingExtraError)
+            asked = "" if is_missing or device == AUTO else device
+            passed += list_refusals(name, refused or {asked: error.problem})
             continue
-        if not refusals:
-            return opened
-        reason = f"{opened.choice.reason}; with {name}, because {_describe(refusals)}"
-        return Opened(opened.backend, name, Choice(opened.choice.value, reason))
+        if refusals:
+            reason = f"{choice.reason}; with {name}, because {_describe(refusals)}"
+            choice = Choice(choice.value, reason)
+        return Opened(made, name, choice, (*passed, *list_refusals(name, refused)))
     raise _join_refusals(refusals) from refusals[-1][1]
 
 
-def _open(
-    name: FormatName, folder: Path, manifest: Manifest, *, device: str, threads: int | None
-) -> Opened:
+def open_format(
+    name: FormatName,
+    folder: Path,
+    manifest: Manifest,
+    *,
+    device: str,
+    threads: int | None,
+    refused: dict[str, str] | None = None,
+) -> tuple[Backend, Choice[DeviceSettings]]:
+    """Make the model ready in one format, with the format's engine.
+
+    Args:
+        name: One that the package holds.
+        folder: The package folder, already checked.
+        manifest: The package's.
+        device: As for `open_backend`.
+        threads: As for `open_backend`.
+        refused: Takes up the devices that were passed over and why; what it holds before is
+            passed over as well.
+
+    Raises:
+        EdgeError: As `open_backend`.
+    """
     if name == "openvino":
-        from qwen_edge.runtime.openvino_opening import open_openvino_backend
-
-        backend, choice = open_openvino_backend(folder, manifest, device=device, threads=threads)
+        from qwen_edge.runtime.openvino_opening import open_openvino_backend as open_it
     else:
-        from qwen_edge.runtime.onnx_opening import open_onnx_backend
-
-        backend, choice = open_onnx_backend(folder, manifest, device=device, threads=threads)
-    return Opened(backend, name, choice)
+        from qwen_edge.runtime.onnx_opening import open_onnx_backend as open_it
+    return open_it(folder, manifest, device=device, threads=threads, refused=refused)
 
 
 def _describe(refusals: Sequence[tuple[FormatName, EdgeError]]) -> str:

@@ -46,6 +46,7 @@ class AnswerPlan:
         max_new_tokens: Most tokens of the answer.
         stop_token_ids: Ids that end it.
         text: Turns ids into events; used once.
+        asked_tokens: How long the answer may get, where that was said.
     """
 
     messages: tuple[Message, ...]
@@ -56,6 +57,7 @@ class AnswerPlan:
     max_new_tokens: int
     stop_token_ids: frozenset[int]
     text: TurnText
+    asked_tokens: int | None = None
 
 
 def plan_answer(
@@ -100,6 +102,7 @@ def plan_answer(
         max_new_tokens=min(limit, room),
         stop_token_ids=frozenset(stop_token_ids),
         text=_make_text(model, prompt_ids, options, tools),
+        asked_tokens=options.max_new_tokens,
     )
 
 

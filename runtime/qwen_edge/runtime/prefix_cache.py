@@ -9,7 +9,7 @@ Law: `cached_ids == sequence[:backend.cached_tokens]`, and the backend was fed e
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from qwen_edge.errors import DeviceError, EdgeError, ResourceError
 from qwen_edge.runtime.backends.backend import Backend, CacheSnapshot
@@ -30,15 +30,20 @@ class PrefixCache:
     Args:
         backend: An empty cache. From now on only this object trims, resets or restores it.
         parking: Where conversations are put aside; None for a new one.
+        place: Name of the device, where the backend may change it.
 
     State:
         `begin` and `restore` replace the sequence and with it the cache; `append` grows the
         sequence.
     """
 
-    def __init__(self, backend: Backend, parking: Parking | None = None) -> None:
+    def __init__(
+        self, backend: Backend, parking: Parking | None = None, *, place: str = ""
+    ) -> None:
         self._backend = backend
+        self._place = place
         self._parking = Parking() if parking is None else parking
+        self._parkings = {place: self._parking}
         self._sequence: list[int] = []
         self._owner: object = None
         self._can_park = True
@@ -78,6 +83,26 @@ class PrefixCache:
         self._sequence = list(prompt_ids)
         return num_kept
 
+    def move(self, place: str, token_ids: Sequence[int], places: Collection[str]) -> None:
+        """Take note of the device the backend uses now; to be called before `begin`.
+
+        What was put aside on one device is of no use on another: each has its own.
+
+        Args:
+            place: Name of the device.
+            token_ids: What its cache holds.
+            places: Names of all that the backend may go back to without loading them anew.
+        """
+        if place == self._place:
+            return
+        if tuple(token_ids) != self.cached_ids:
+            self._owner = None
+        self._place, self._sequence = place, list(token_ids)
+        kept = {name: parking for name, parking in self._parkings.items() if name in places}
+        self._parking = kept.setdefault(place, Parking())
+        self._parkings = kept
+        self._can_park = True
+
     def append(self, token_id: int) -> None:
         """Add a new id, which may or may not be fed to the backend later."""
         self._sequence.append(token_id)
@@ -115,7 +140,8 @@ class PrefixCache:
 
     def clear_parking(self) -> None:
         """Let go of everything that was put aside."""
-        self._parking.clear()
+        for parking in self._parkings.values():
+            parking.clear()
 
     def _keep(self, num_kept: int) -> None:
         """Forget all that is cached but so many ids."""

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from qwen_edge.errors import UsageError
 from qwen_edge.runtime.answer_options import AnswerOptions, ResolvedOptions, resolve_options
 from qwen_edge.runtime.chat import Message, check_messages
-from qwen_edge.runtime.decoding.generation import generate_tokens
 from qwen_edge.runtime.decoding.picker import NewToken
 from qwen_edge.runtime.events import Answer, Event, FinishReason
 from qwen_edge.runtime.limits import check_num_answers
 from qwen_edge.runtime.planning import AnswerPlan, plan_answer
 from qwen_edge.runtime.saved_session import save_session
+from qwen_edge.runtime.token_stream import stream_tokens
 from qwen_edge.runtime.turn import Stopwatch, collect_answer, show_tokens
 
 if TYPE_CHECKING:
@@ -355,32 +355,32 @@ class Session:
                     raise
                 self._remember(plan, reason, is_remembered=is_remembered)
             stats = None if plan.drafter is None else plan.drafter.stats
-            yield plan.text.done(reason, watch.read(), plan.dropped_messages, stats)
+            notices = self._model.take_notices()
+            yield plan.text.done(reason, watch.read(), plan.dropped_messages, stats, notices)
 
     def _iter_tokens(self, plan: AnswerPlan, watch: Stopwatch) -> Generator[NewToken, None, None]:
         """Yield new tokens; keep the record of the cache and of the conversation."""
         model = self._model
-        model.wait_until_warm()
-        num_reused = model.prefix_cache.begin(plan.prompt_ids, owner=self)
-        watch.reused(num_reused)
-        self._conversation_ids = list(plan.prompt_ids)
-        if plan.drafter is not None:
-            plan.drafter.begin(plan.prompt_ids)
-        tokens = generate_tokens(
-            model.backend,
-            plan.prompt_ids[num_reused:],
+
+        def begin(num_reused: int) -> None:
+            watch.reused(num_reused)
+            self._conversation_ids = list(plan.prompt_ids)
+
+        tokens = stream_tokens(
+            model,
+            plan.prompt_ids,
             picker=plan.picker,
             max_new_tokens=plan.max_new_tokens,
             stop_token_ids=tuple(plan.stop_token_ids),
             drafter=plan.drafter,
-            prefill_chunk_tokens=model.prefill_chunk_tokens,
             is_cancelled=lambda: self._cancelled.is_set() or model.is_closed,
+            owner=self,
+            asked_tokens=plan.asked_tokens,
+            on_begin=begin,
         )
-        # Closed here and now: what it does at its end is to this answer's cache.
         with closing(tokens):
             for token in tokens:
                 watch.decoded()
-                model.prefix_cache.append(token.token_id)
                 self._conversation_ids.append(token.token_id)
                 yield token
 

@@ -6,15 +6,40 @@ theirs: `openvino_opening.py` and `onnx_opening.py`.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 from qwen_edge.errors import DeviceError, ParityError, ResourceError
 from qwen_edge.profiles.choose import Choice
 from qwen_edge.runtime.backends.backend import Backend
+from qwen_edge.runtime.manifest import FORMAT_ENGINES, FormatName
 
 _LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A device that was passed over or given up.
+
+    Args:
+        format: Which of the package's models it would have run.
+        device: The device or execution provider; empty where the engine itself is missing.
+        problem: Why, in a sentence.
+    """
+
+    format: FormatName
+    device: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.device or FORMAT_ENGINES[self.format]}: {self.problem.rstrip('.')}"
+
+
+def list_refusals(fmt: FormatName, refused: Mapping[str, str]) -> tuple[Refusal, ...]:
+    """Return as refusals what an engine's opening noted: device to problem, in order."""
+    return tuple(Refusal(fmt, device, problem) for device, problem in refused.items())
 
 
 def try_in_order(

@@ -123,6 +123,7 @@ class TurnText:
         timings: Timings,
         dropped_messages: "Sequence[Message]" = (),
         speculation: "SpeculationStats | None" = None,
+        notices: Sequence[str] = (),
     ) -> Event:
         """Return the last event, with the ids that no other event carried."""
         ids, logprobs = self._take_pending()
@@ -139,6 +140,7 @@ class TurnText:
             speculation=speculation,
             message=self.message,
             is_call_cut_off=self._is_call_cut_off,
+            notices=tuple(notices),
         )
 
     def _show(self, pieces: Iterator[Piece]) -> Iterator[Event]:
@@ -208,6 +210,7 @@ def collect_answer(events: Iterator[Event]) -> Answer:
                 event.speculation,
                 event.is_call_cut_off,
                 event.message,
+                event.notices,
             )
     raise AssertionError("a stream ends with a done event")
 

@@ -33,13 +33,15 @@ def ask_with_tools(
     runnable = read_tools(tools)
     check_runnable(runnable)
     dropped: tuple[Message, ...] = ()
+    notices: tuple[str, ...] = ()
     for number in range(max_rounds + 1):
         answer = session.ask(prompt, tools=runnable, **options)
         dropped += tuple(answer.dropped_messages)
+        notices += answer.notices
         is_cut_off = answer.finish_reason == "length" and answer.is_call_cut_off
         if answer.finish_reason == "cancelled" or (not answer.tool_calls and not is_cut_off):
             _refuse_calls(session, answer.tool_calls, "not run: the answer was cancelled")
-            return replace(answer, dropped_messages=dropped)
+            return replace(answer, dropped_messages=dropped, notices=notices)
         if is_cut_off:
             _refuse_calls(session, answer.tool_calls, "not run: the answer was cut off")
             raise ContextFullError(
@@ -58,7 +60,9 @@ def ask_with_tools(
             raise
         session.add(*results)
         if session.is_cancelled:  # while the tools ran
-            return replace(answer, finish_reason="cancelled", dropped_messages=dropped)
+            return replace(
+                answer, finish_reason="cancelled", dropped_messages=dropped, notices=notices
+            )
         prompt = None
         # A call that had to be made was made; what follows is the model's own choice.
         options["tool_choice"] = "auto"
