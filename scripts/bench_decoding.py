@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from demo_long_tasks import form, repeat
-from demo_tasks import edit, extraction
+from demo_tasks import Exchange, edit, extraction
 from demo_values import Draw
 
 from qwen_edge.runtime.backends.backend import Logits
@@ -30,7 +30,7 @@ from qwen_edge.runtime.structured.output_format import OutputFormat
 
 TURN_TOKENS = 16  # a second or two at full size
 GREEDY = SamplingParams(temperature=0.0)
-DEMO_TASKS = {
+DEMO_TASKS: dict[str, Callable[..., Exchange]] = {
     "repeat": repeat,
     "form": partial(form, words=(18, 22)),
     "again": extraction,

@@ -33,7 +33,8 @@ def main() -> None:
         run([python, "-m", "ruff", "format", "--check", "."])
         run([python, "-m", "ruff", "check", "."])
         run([python, "-m", "mypy"])
-    run([python, "-m", "pytest", *pytest_arguments])
+    # A process per core; who has nothing left to do takes from the other.
+    run([python, "-m", "pytest", "-n", "auto", "--dist", "worksteal", *pytest_arguments])
 
 
 if __name__ == "__main__":

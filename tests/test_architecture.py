@@ -233,7 +233,7 @@ def test_the_command_line_is_light(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "chat", "batch", "verify", "profiles", "doctor", "export"]
+    "command", ["run", "chat", "batch", "verify", "profiles", "doctor", "export", "tune"]
 )
 def test_help_is_light(command: str) -> None:
     """`--help` must not wait for an engine."""

@@ -42,7 +42,7 @@ def test_every_option_is_under_its_heading(cli: Any, command: str) -> None:
     for heading in SECTIONS:
         assert f"\n{heading}:\n" in text
     rest = set(re.findall(r"^  -.*?--(\w+)|^  --(\w+)", text.split("What is shown:")[1], re.M))
-    assert {"".join(pair) for pair in rest} <= {"logprobs", "quiet", "json", "help"}
+    assert {"".join(pair) for pair in rest} <= {"logprobs", "explain", "quiet", "json", "help"}
     found = group.get_command(click.Context(group), command)
     assert found is not None
     options = [each for each in found.params if isinstance(each, click.Option)]

@@ -32,6 +32,8 @@ _COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "chat": ("qwen_edge.cli.chat_command", "Hold a conversation in the terminal."),
         "batch": ("qwen_edge.cli.batch_command", "Answer many prompts at a time."),
         "verify": ("qwen_edge.cli.verify_command", "Check a package's files and its answers."),
+        "bench": ("qwen_edge.cli.bench_command", "Measure how fast a package is here."),
+        "tune": ("qwen_edge.cli.tune_command", "Find the fastest settings for this machine."),
         "profiles": ("qwen_edge.cli.profiles_command", "List profiles, or show one in full."),
         "doctor": ("qwen_edge.cli.doctor_command", "Tell whether this machine is fit, and why."),
     }
