@@ -31,10 +31,10 @@ from qwen_edge.runtime.decoding.constraint import Bitmask
 from qwen_edge.runtime.decoding.generation import generate_tokens
 from qwen_edge.runtime.decoding.picker import TokenPicker
 from qwen_edge.runtime.decoding.sampling import Sampler
+from qwen_edge.runtime.devices.openvino_opening import open_openvino_backend
+from qwen_edge.runtime.machine.process_memory import read_process_memory
 from qwen_edge.runtime.manifest import Manifest
-from qwen_edge.runtime.openvino_opening import open_openvino_backend
 from qwen_edge.runtime.package import check_sizes, read_manifest
-from qwen_edge.runtime.process_memory import read_process_memory
 
 GREEDY = SamplingParams(temperature=0)
 Prompts = list[list[int]]

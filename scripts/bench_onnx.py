@@ -26,7 +26,7 @@ import numpy as np
 from bench_runtime import HAND_OVER_TOKENS, Loop, make_runtime_loop, measure_round
 
 from qwen_edge.runtime import load
-from qwen_edge.runtime.providers import import_onnxruntime
+from qwen_edge.runtime.devices.providers import import_onnxruntime
 
 OTHERS = ("genai", "bare_loop")
 

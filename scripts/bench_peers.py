@@ -39,9 +39,9 @@ from qwen_edge.runtime.benchmark.cold_start import (
 from qwen_edge.runtime.benchmark.prompts import RandomPrompts
 from qwen_edge.runtime.benchmark.work import count_work
 from qwen_edge.runtime.environment import read_environment
+from qwen_edge.runtime.machine.roofline import measure_bandwidth
 from qwen_edge.runtime.manifest import MODEL_ONNX_DATA, Manifest
 from qwen_edge.runtime.package import read_manifest
-from qwen_edge.runtime.roofline import measure_bandwidth
 from qwen_edge.runtime.verified import check_verified
 
 OURS = "qwen-edge"

@@ -29,7 +29,7 @@ from qwen_edge.export import ExportRequest, prepare_export
 from qwen_edge.export.resource_plan import measure_speeds
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.runtime.package import read_manifest
-from qwen_edge.runtime.resource_plan import add_times, plan_memory
+from qwen_edge.runtime.resources.plan import add_times, plan_memory
 
 MEMORY_LIMIT, TIME_LIMIT = 0.10, 0.25
 DEFAULT_SHAPES = ("qwen3-0.6b", "qwen3-1.7b", "qwen3-4b")

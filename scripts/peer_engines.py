@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from qwen_edge.errors import EdgeError
-from qwen_edge.runtime.process_memory import read_process_memory
+from qwen_edge.runtime.machine.process_memory import read_process_memory
 
 Answer = Callable[[list[int], int], tuple[float, float]]
 """Answers a prompt with so many tokens; returns seconds to the first, and of the others."""

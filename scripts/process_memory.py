@@ -9,7 +9,7 @@ import time
 
 import psutil
 
-from qwen_edge.runtime.process_memory import read_process_memory
+from qwen_edge.runtime.machine.process_memory import read_process_memory
 
 SAMPLE_SECONDS = 0.02
 

@@ -9,8 +9,8 @@ import pytest
 from qwen_edge.runtime.benchmark import measure
 from qwen_edge.runtime.benchmark.cold_start import ColdStart
 from qwen_edge.runtime.benchmark.figures import AnswerTimes, BenchmarkResult, LengthFigures, Round
-from qwen_edge.runtime.process_memory import ProcessMemory
-from qwen_edge.runtime.roofline import Roofline
+from qwen_edge.runtime.machine.process_memory import ProcessMemory
+from qwen_edge.runtime.machine.roofline import Roofline
 
 RESULT = BenchmarkResult(
     model="some-model",

@@ -13,10 +13,10 @@ from qwen_edge.cli.doctor_machine import MemoryBandwidth
 from qwen_edge.errors import DeviceError, ResourceError
 from qwen_edge.profiles.hardware import CoreKinds, CpuModel, Hardware, probe_hardware
 from qwen_edge.profiles.providers import NOT_HERE, load_providers
-from qwen_edge.runtime.devices import DeviceReport
-from qwen_edge.runtime.drivers import Accelerator
-from qwen_edge.runtime.golden_trial import TrialResult, TrialTarget
-from qwen_edge.runtime.providers import ProviderReport
+from qwen_edge.runtime.devices.drivers import Accelerator
+from qwen_edge.runtime.devices.golden_trial import TrialResult, TrialTarget
+from qwen_edge.runtime.devices.probing import DeviceReport
+from qwen_edge.runtime.devices.providers import ProviderReport
 
 GOOD = {
     "openvino": "2026.4.1",
@@ -56,10 +56,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(doctor_command, "list_versions", lambda: versions)
         monkeypatch.setattr(doctor_command, "measure_memory", lambda _: bandwidth)
         runtime = "qwen_edge.runtime"
-        monkeypatch.setattr(f"{runtime}.devices.probe_devices", lambda: devices)
-        monkeypatch.setattr(f"{runtime}.drivers.probe_accelerators", lambda: accelerators)
+        monkeypatch.setattr(f"{runtime}.devices.probing.probe_devices", lambda: devices)
+        monkeypatch.setattr(f"{runtime}.devices.drivers.probe_accelerators", lambda: accelerators)
         properties = {"DEVICE_ARCHITECTURE": "GPU: vendor=0x8086 arch=v12.71.4"}
-        monkeypatch.setattr(f"{runtime}.drivers.read_engine_properties", lambda _: properties)
+        monkeypatch.setattr(
+            f"{runtime}.devices.drivers.read_engine_properties", lambda _: properties
+        )
         put_providers(monkeypatch, {"CPUExecutionProvider": None})
 
     return make
@@ -71,7 +73,7 @@ def put_providers(monkeypatch: pytest.MonkeyPatch, reasons: dict[str, str | None
         ProviderReport(entry.name, entry.device, reasons.get(entry.name, NOT_HERE))
         for entry in load_providers()
     )
-    monkeypatch.setattr("qwen_edge.runtime.providers.probe_providers", lambda: reports)
+    monkeypatch.setattr("qwen_edge.runtime.devices.providers.probe_providers", lambda: reports)
 
 
 def problems(cli: Any) -> list[dict[str, str]]:
@@ -138,7 +140,7 @@ def test_a_machine_without_memory_to_measure_with(
     def fail(*, seconds: float) -> float:
         raise ResourceError(f"No memory for {seconds} s.", "close other programs")
 
-    monkeypatch.setattr("qwen_edge.runtime.roofline.measure_bandwidth", fail)
+    monkeypatch.setattr("qwen_edge.runtime.machine.roofline.measure_bandwidth", fail)
     assert doctor_machine.measure_memory(probe_hardware()) is None
     machine(bandwidth=None)
     assert json.loads(cli("doctor", "--json").out)["memory_bandwidth"] is None
@@ -463,7 +465,7 @@ def try_results(
         machine()
         package = fake_package("unused")
         ends = {result.target: result for result in results}
-        trial = "qwen_edge.runtime.golden_trial"
+        trial = "qwen_edge.runtime.devices.golden_trial"
         monkeypatch.setattr(f"{trial}.list_targets", lambda *_: tuple(ends))
         monkeypatch.setattr(f"{trial}.run_target", lambda folder, target, **_: ends[target])
         monkeypatch.setattr("qwen_edge.runtime.verified.check_verified", lambda *_, **__: True)

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from qwen_edge.profiles.hardware import probe_hardware
-from qwen_edge.runtime.engine_speed import EngineSpeed
-from qwen_edge.runtime.machine_speed import MachineSpeed
+from qwen_edge.runtime.machine.engine_speed import EngineSpeed
+from qwen_edge.runtime.machine.speed import MachineSpeed
 
-HARDWARE = "qwen_edge.runtime.resource_plan.probe_hardware"
+HARDWARE = "qwen_edge.runtime.resources.plan.probe_hardware"
 
 
 @pytest.fixture(autouse=True)
 def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give this machine 16 GB and known speeds."""
-    where = "qwen_edge.runtime.resource_plan."
+    where = "qwen_edge.runtime.resources.plan."
     monkeypatch.setattr(f"{where}measure_machine", lambda: MachineSpeed(25e9, 1e9, 68e6))
     engine = EngineSpeed(0.3e9, 300e9, 45e9)
     monkeypatch.setattr(f"{where}measure_engine", lambda *args, **kwargs: engine)

@@ -139,10 +139,10 @@ def test_json_tells_the_device(program: Any, demo_package: Path) -> None:
 def test_an_absent_device_is_never_replaced(
     cli: Any, demo_package: Path, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    from qwen_edge.runtime.devices import DeviceReport
+    from qwen_edge.runtime.devices.probing import DeviceReport
 
     reports = (DeviceReport("CPU", "A CPU"), DeviceReport(device.upper(), "", "no driver"))
-    monkeypatch.setattr("qwen_edge.runtime.openvino_opening.probe_devices", lambda: reports)
+    monkeypatch.setattr("qwen_edge.runtime.devices.openvino_opening.probe_devices", lambda: reports)
     outcome = cli("run", demo_package, "Hello", "--device", device)
     assert (outcome.code, outcome.out) == (6, "")
     assert f"Error: Device '{device.upper()}' was asked for and cannot be used" in outcome.err

@@ -31,9 +31,9 @@ from qwen_edge.runtime.batching.sequential import SequentialBatchBackend
 from qwen_edge.runtime.decoding.constraint import Bitmask
 from qwen_edge.runtime.decoding.picker import TokenPicker
 from qwen_edge.runtime.decoding.sampling import Sampler, SamplingParams
+from qwen_edge.runtime.devices.opening import Opened
+from qwen_edge.runtime.devices.openvino_opening import open_openvino_backend
 from qwen_edge.runtime.manifest import MODEL_XML
-from qwen_edge.runtime.opening import Opened
-from qwen_edge.runtime.openvino_opening import open_openvino_backend
 from qwen_edge.runtime.package import read_manifest
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}

@@ -26,17 +26,17 @@ from qwen_edge.errors import (
 )
 from qwen_edge.profiles.choose import Choice
 from qwen_edge.profiles.hardware import probe_hardware
-from qwen_edge.runtime import compile_trial, openvino_opening
 from qwen_edge.runtime.backends.backend import LogitsRows
 from qwen_edge.runtime.backends.fake import FakeBackend
 from qwen_edge.runtime.decoding.sampling import SamplingParams
-from qwen_edge.runtime.devices import DeviceReport
+from qwen_edge.runtime.devices import compile_trial, openvino_opening
+from qwen_edge.runtime.devices.probing import DeviceReport
+from qwen_edge.runtime.devices.trial_process import EXIT_REFUSED, EXIT_WRONG_ANSWER, ChildEnd
 from qwen_edge.runtime.events import Answer
 from qwen_edge.runtime.loading import load
 from qwen_edge.runtime.manifest import ChatFacts, DeviceSettings, GoldenTokens, OnnxFacts
 from qwen_edge.runtime.model import Model
 from qwen_edge.runtime.session import Session
-from qwen_edge.runtime.trial_process import EXIT_REFUSED, EXIT_WRONG_ANSWER, ChildEnd
 from qwen_edge.runtime.turn import collect_answer
 
 ROOT = Path(__file__).parents[2]
@@ -342,7 +342,7 @@ def test_no_engine(
         (package / name).touch()
     monkeypatch.setattr(openvino_opening, "import_openvino", refuse)
     monkeypatch.setattr(
-        "qwen_edge.runtime.onnx_opening.open_onnx_backend",
+        "qwen_edge.runtime.devices.onnx_opening.open_onnx_backend",
         lambda *_, **__: (
             machine.compile(package, settings),
             Choice(settings, "x"),

@@ -11,16 +11,12 @@ from typing import Any
 import pytest
 
 from qwen_edge.profiles.providers import NOT_HERE, load_providers
-from qwen_edge.runtime import golden_trial
-from qwen_edge.runtime.compile_trial import make_record
-from qwen_edge.runtime.devices import DeviceReport
-from qwen_edge.runtime.golden_trial import TrialTarget, list_targets, run_target
-from qwen_edge.runtime.manifest import DeviceSettings, Manifest
-from qwen_edge.runtime.package import read_manifest, write_manifest
-from qwen_edge.runtime.providers import ProviderReport
-from qwen_edge.runtime.records import write_record
-from qwen_edge.runtime.schema import to_json
-from qwen_edge.runtime.trial_process import (
+from qwen_edge.runtime.devices import golden_trial
+from qwen_edge.runtime.devices.compile_trial import make_record
+from qwen_edge.runtime.devices.golden_trial import TrialTarget, list_targets, run_target
+from qwen_edge.runtime.devices.probing import DeviceReport
+from qwen_edge.runtime.devices.providers import ProviderReport
+from qwen_edge.runtime.devices.trial_process import (
     EXIT_MISSING,
     EXIT_NO_MEMORY,
     EXIT_REFUSED,
@@ -28,6 +24,10 @@ from qwen_edge.runtime.trial_process import (
     KILLED,
     ChildEnd,
 )
+from qwen_edge.runtime.manifest import DeviceSettings, Manifest
+from qwen_edge.runtime.package import read_manifest, write_manifest
+from qwen_edge.runtime.records import write_record
+from qwen_edge.runtime.schema import to_json
 
 CPU = DeviceReport("CPU", "A CPU")
 ABSENT = (DeviceReport("GPU", "", "no driver."), DeviceReport("NPU", "", "none."))
@@ -55,7 +55,7 @@ def end_as(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
         told: list[Any] = []
 
         def run_trial(module: str, arguments: list[str], *, time_limit_s: float) -> ChildEnd:
-            assert module == "qwen_edge.runtime.golden_trial"
+            assert module == "qwen_edge.runtime.devices.golden_trial"
             told.append(json.loads(arguments[0]))
             return ChildEnd(returncode, last_line, time_limit_s)
 

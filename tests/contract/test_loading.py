@@ -89,7 +89,8 @@ def test_truncation_between_check_and_mapping_never_kills_the_process(package: P
 import sys
 from pathlib import Path
 from qwen_edge.errors import PackageError
-from qwen_edge.runtime import loading, openvino_opening
+from qwen_edge.runtime import loading
+from qwen_edge.runtime.devices import openvino_opening
 weights = Path(sys.argv[1]) / "openvino_model.bin"
 real_probe = openvino_opening.probe_devices
 def truncate_and_probe():
@@ -125,7 +126,9 @@ def test_package_changed_while_it_is_compiled_is_refused(
         os.utime(package / "openvino_model.bin")
         return compiled
 
-    monkeypatch.setattr("qwen_edge.runtime.openvino_opening.compile_model", compile_and_touch)
+    monkeypatch.setattr(
+        "qwen_edge.runtime.devices.openvino_opening.compile_model", compile_and_touch
+    )
     with pytest.raises(PackageError, match="was changed while it was being loaded"):
         load(package)
 
@@ -243,7 +246,7 @@ def test_threads_reach_the_engine(package: Path, monkeypatch: pytest.MonkeyPatch
         seen.update(properties)
         return real_compile(model, device, properties)
 
-    monkeypatch.setattr("qwen_edge.runtime.openvino_opening.compile_model", remember)
+    monkeypatch.setattr("qwen_edge.runtime.devices.openvino_opening.compile_model", remember)
     load(package, threads=1).close()
     assert seen == {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
 

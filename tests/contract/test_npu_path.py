@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from qwen_edge.errors import ContextFullError, DeviceError
-from qwen_edge.runtime import Model, SamplingParams, compile_trial, load, openvino_opening
+from qwen_edge.runtime import Model, SamplingParams, load
 from qwen_edge.runtime.backends.backend import Backend
 from qwen_edge.runtime.backends.decoder_request import DecoderRequest
-from qwen_edge.runtime.devices import DeviceReport
+from qwen_edge.runtime.devices import compile_trial, openvino_opening
+from qwen_edge.runtime.devices.npu_verdict import NpuVerdict
+from qwen_edge.runtime.devices.openvino_opening import open_openvino_backend
+from qwen_edge.runtime.devices.probing import DeviceReport
 from qwen_edge.runtime.manifest import DeviceSettings
-from qwen_edge.runtime.npu_verdict import NpuVerdict
-from qwen_edge.runtime.openvino_opening import open_openvino_backend
 from qwen_edge.runtime.package import read_manifest, write_manifest
 
 GREEDY = SamplingParams(temperature=0)

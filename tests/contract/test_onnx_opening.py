@@ -21,12 +21,12 @@ from qwen_edge.errors import (
 from qwen_edge.profiles import providers as table
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.profiles.providers import Provider, ProviderOption, Verdict, load_providers
-from qwen_edge.runtime import onnx_opening
 from qwen_edge.runtime.backends.onnx_session import create_session
+from qwen_edge.runtime.devices import onnx_opening
+from qwen_edge.runtime.devices.onnx_opening import open_onnx_backend
+from qwen_edge.runtime.devices.providers import ProviderReport
 from qwen_edge.runtime.manifest import Manifest
-from qwen_edge.runtime.onnx_opening import open_onnx_backend
 from qwen_edge.runtime.package import read_manifest
-from qwen_edge.runtime.providers import ProviderReport
 
 CPU = next(entry for entry in load_providers() if entry.name == "CPUExecutionProvider")
 GPU = Provider(

@@ -19,7 +19,7 @@ from qwen_edge.runtime.backends.onnx_session import (
     engine_message,
     is_memory_failure,
 )
-from qwen_edge.runtime.providers import import_onnxruntime
+from qwen_edge.runtime.devices.providers import import_onnxruntime
 
 CPU = choose_provider([CPU_PROVIDER]).value
 FINE = Verdict("auto", "for the test", "none")

@@ -18,10 +18,10 @@ import onnx
 import pytest
 
 from qwen_edge.errors import DeviceError, MissingExtraError, PackageError, ResourceError
-from qwen_edge.runtime import trial_process
 from qwen_edge.runtime.backends.onnx_file import read_onnx
 from qwen_edge.runtime.backends.onnx_trial import try_in_child
-from qwen_edge.runtime.trial_process import ChildEnd
+from qwen_edge.runtime.devices import trial_process
+from qwen_edge.runtime.devices.trial_process import ChildEnd
 
 MakeOnnx = Callable[..., Path]
 StandIn = Callable[[str], Path]

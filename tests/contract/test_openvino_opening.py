@@ -11,15 +11,15 @@ import pytest
 from qwen_edge.errors import DeviceError, ResourceError
 from qwen_edge.profiles.choose import Choice
 from qwen_edge.profiles.hardware import probe_hardware
-from qwen_edge.runtime import openvino_opening
 from qwen_edge.runtime.backends.compiling import compile_model
 from qwen_edge.runtime.backends.openvino import OpenVinoBackend
 from qwen_edge.runtime.backends.openvino_static import StaticOpenVinoBackend
-from qwen_edge.runtime.devices import DeviceReport
+from qwen_edge.runtime.devices import openvino_opening
+from qwen_edge.runtime.devices.openvino_opening import open_openvino_backend
+from qwen_edge.runtime.devices.probing import DeviceReport
 from qwen_edge.runtime.loading import load
 from qwen_edge.runtime.manifest import DeviceSettings
 from qwen_edge.runtime.model import Model
-from qwen_edge.runtime.openvino_opening import open_openvino_backend
 from qwen_edge.runtime.package import read_manifest
 
 CPU = DeviceSettings("CPU", {"INFERENCE_PRECISION_HINT": "f32"}, 256, None, None, 32)
@@ -138,7 +138,9 @@ def refusing_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise DeviceError("Device 'GPU' refused the model: CL_OUT_OF_HOST_MEMORY.")
         return real_compile(model, device, properties)
 
-    monkeypatch.setattr("qwen_edge.runtime.openvino_opening.compile_model", compile_or_refuse)
+    monkeypatch.setattr(
+        "qwen_edge.runtime.devices.openvino_opening.compile_model", compile_or_refuse
+    )
     return tried
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from qwen_edge.errors import DeviceError
-from qwen_edge.runtime import OutputFormat, SamplingParams, load, openvino_opening
+from qwen_edge.runtime import OutputFormat, SamplingParams, load
 from qwen_edge.runtime.backends.compiling import compile_model
 from qwen_edge.runtime.backends.decoder_request import DecoderRequest, Mask
-from qwen_edge.runtime.devices import DeviceReport
+from qwen_edge.runtime.devices import openvino_opening
+from qwen_edge.runtime.devices.probing import DeviceReport
 from qwen_edge.runtime.events import Answer
 from qwen_edge.runtime.manifest import MANIFEST_NAME, DeviceSettings
 from qwen_edge.runtime.model import Model

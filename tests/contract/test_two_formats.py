@@ -95,7 +95,7 @@ def test_auto_passes_over_an_engine_that_has_no_device_left(
     def refuse(*_: object) -> None:
         raise DeviceError("Device 'CPU' refused the model: no AVX2.", "use another machine")
 
-    monkeypatch.setattr("qwen_edge.runtime.openvino_opening.compile_model", refuse)
+    monkeypatch.setattr("qwen_edge.runtime.devices.openvino_opening.compile_model", refuse)
     with load(packages["both"], warm_up=False) as model:
         assert model.backend_name == "onnx"
         assert "with onnx, because openvino cannot: No device can run this: CPU" in reason_of(model)

@@ -18,7 +18,7 @@ from qwen_edge.export.compress import Compressor
 from qwen_edge.export.decoder import DecoderSpec, read_spec
 from qwen_edge.export.weight_store import WeightStore
 from qwen_edge.profiles.recipe import load_recipe
-from qwen_edge.runtime.providers import import_onnxruntime
+from qwen_edge.runtime.devices.providers import import_onnxruntime
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
 
 DEMO = Path(qwen_edge.export.__file__).parent / "demo"

@@ -25,11 +25,11 @@ from qwen_edge.export.openvino_graph import build_decoder
 from qwen_edge.export.package_facts import read_json_object
 from qwen_edge.export.weight_store import WeightStore
 from qwen_edge.profiles.recipe import Recipe, load_recipe
+from qwen_edge.runtime.devices.npu_verdict import NpuVerdict
+from qwen_edge.runtime.devices.trial_process import ChildEnd
 from qwen_edge.runtime.engine import import_openvino
 from qwen_edge.runtime.manifest import DeviceSettings
-from qwen_edge.runtime.npu_verdict import NpuVerdict
 from qwen_edge.runtime.package import read_manifest
-from qwen_edge.runtime.trial_process import ChildEnd
 
 CheckpointMaker = Callable[..., Path]
 VOCAB_SIZE = 1_024

@@ -13,7 +13,7 @@ from onnx import external_data_helper
 from qwen_edge.errors import UnsupportedArchitectureError
 from qwen_edge.export.decoder import DecoderSpec
 from qwen_edge.export.onnx_files import write_onnx_model
-from qwen_edge.runtime.providers import import_onnxruntime
+from qwen_edge.runtime.devices.providers import import_onnxruntime
 
 CheckpointMaker = Callable[..., Path]
 StoreMaker = Callable[..., Any]

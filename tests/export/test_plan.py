@@ -15,7 +15,7 @@ from qwen_edge.export.plan import ExportPlan, check_plan, packed_bytes, plan_exp
 from qwen_edge.export.resource_plan import NOMINAL, ExportWork, Phase, plan_phases
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.profiles.recipe import load_recipe
-from qwen_edge.runtime import memory
+from qwen_edge.runtime.resources import memory
 
 CheckpointMaker = Callable[..., Path]
 WORK = ExportWork(
@@ -253,7 +253,7 @@ def test_speeds_are_measured_without_a_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resource_plan, "_PROBE_ROWS", 16)
-    monkeypatch.setattr("qwen_edge.runtime.engine_speed._PROBE_WEIGHTS", 200_000)
+    monkeypatch.setattr("qwen_edge.runtime.machine.engine_speed._PROBE_WEIGHTS", 200_000)
     monkeypatch.setattr(resource_plan, "measure_machine", lambda: NOMINAL.machine)
     prepared = prepare_export(ExportRequest("demo", "generic-x86", output=tmp_path / "p"))
     recipe, source = prepared.resolved.recipe, prepared.source

@@ -13,8 +13,8 @@ from qwen_edge.errors import PackageError, UsageError
 from qwen_edge.export import ExportRequest, export, prepare_export
 from qwen_edge.export.warm_prompt import check_has_cpu, find_common_ids, read_warm_prompt
 from qwen_edge.runtime.chat import ChatTemplate
+from qwen_edge.runtime.devices.opening import open_backend
 from qwen_edge.runtime.manifest import DeviceSettings, FormatName, Manifest
-from qwen_edge.runtime.opening import open_backend
 from qwen_edge.runtime.package import read_manifest, verify_package
 from qwen_edge.runtime.prefix_cache import PrefixCache
 from qwen_edge.runtime.snapshots import bind_package, load_snapshot

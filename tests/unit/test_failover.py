@@ -21,7 +21,7 @@ from qwen_edge.runtime.backends.backend import Backend, LogitsRows
 from qwen_edge.runtime.backends.failover import FailoverBackend
 from qwen_edge.runtime.backends.fake import FakeBackend
 from qwen_edge.runtime.backends.seats import Candidate, Loaded
-from qwen_edge.runtime.trying import Refusal
+from qwen_edge.runtime.devices.trying import Refusal
 
 VOCAB_SIZE = 64
 NEVER = 10**9

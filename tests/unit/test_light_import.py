@@ -92,7 +92,9 @@ def test_a_model_brings_numpy_tokenizers_and_jinja_and_no_engine(tmp_path: Path)
     assert HEAVY & set(modules) == {"jinja2", "numpy"}  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("module", ["loading", "opening", "openvino_opening", "onnx_opening"])
+@pytest.mark.parametrize(
+    "module", ["loading", "devices.opening", "devices.openvino_opening", "devices.onnx_opening"]
+)
 def test_what_opens_packages_brings_no_engine_until_it_opens_one(
     module: str, tmp_path: Path
 ) -> None:

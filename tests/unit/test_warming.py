@@ -57,7 +57,7 @@ def test_first_forward_waits_and_says_so(
 def test_prompt_and_single_token_are_both_warmed(slow: SlowBackend) -> None:
     slow.released.set()
     warming = WarmingBackend(slow)
-    warming.wait_until_warm()
+    join_warm_up()
     assert warming.is_warm
     assert slow.num_forward_calls == 2
     assert slow.num_forward_tokens == 17
@@ -177,6 +177,16 @@ def test_scoring_waits_for_the_warm_up_and_gives_the_backend_s_rows(slow: SlowBa
 def test_calls_of_every_size_are_made_once_and_leave_nothing() -> None:
     backend = FakeBackend([1], max_context_tokens=40)
     warming = WarmingBackend(backend, call_sizes=(1, 2, 4, 16, 99))
-    warming.wait_until_warm()
+    join_warm_up()
+    assert warming.is_warm
     assert backend.num_forward_tokens == 16 + 1 + 1 + 2 + 4 + 16  # 99 are more than it scores
     assert backend.cached_ids == []
+
+
+def test_who_waits_is_not_kept_waiting_for_calls_of_every_size(slow: SlowBackend) -> None:
+    warming = WarmingBackend(slow, call_sizes=(2, 4, 16))
+    assert slow.entered.wait(TIMEOUT_S)
+    threading.Timer(0.3, slow.released.set).start()
+    warming.wait_until_warm()
+    assert slow.num_forward_tokens == 16
+    assert warming.cached_tokens == 0

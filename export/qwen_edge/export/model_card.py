@@ -8,8 +8,8 @@ host or path, so that equal exports are equal bytes.
 import json
 from collections.abc import Sequence
 
+from qwen_edge.runtime.devices.npu_verdict import describe_verdict
 from qwen_edge.runtime.manifest import FORMAT_ENGINES, FormatName, Manifest
-from qwen_edge.runtime.npu_verdict import describe_verdict
 
 FILE_NAME = "README.md"
 _LIBRARIES = {"openvino": "openvino", "onnx": "onnx"}

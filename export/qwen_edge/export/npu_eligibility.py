@@ -3,7 +3,8 @@
 Two questions. Do its weights keep the rules of the NPU's compiler, which is not here to ask? And
 does the plugin cut the model up, make it static and compile it with the profile's settings? The
 plugin does that without an NPU, with NPUW_DEVICES=CPU, in a child process with a time limit: what
-makes it crash must not take the export along. `runtime/openvino_opening.py` heeds the verdict.
+makes it crash must not take the export along. `devices/openvino_opening.py` of the runtime heeds
+the verdict.
 
 Source:
     OpenVINO's guide "OpenVINO GenAI on NPU" (2026); openvino 2026.4.1, src/plugins/intel_npu/
@@ -20,10 +21,10 @@ from typing import Any
 from qwen_edge.errors import DeviceError, ResourceError, format_bytes
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.profiles.recipe import PER_CHANNEL
-from qwen_edge.runtime.compile_trial import CompileTask, explain, run_task
+from qwen_edge.runtime.devices.compile_trial import CompileTask, explain, run_task
+from qwen_edge.runtime.devices.npu_verdict import NpuVerdict, describe_verdict
 from qwen_edge.runtime.engine import import_openvino
 from qwen_edge.runtime.manifest import MODEL_BIN, MODEL_XML, DeviceSettings
-from qwen_edge.runtime.npu_verdict import NpuVerdict, describe_verdict
 
 _LOGGER = logging.getLogger(__name__)
 CHECK_TIME_LIMIT_S = 600.0

@@ -42,6 +42,7 @@ from qwen_edge.export.warm_prompt import (
     write_warm_prompt,
 )
 from qwen_edge.runtime.chat import ChatTemplate
+from qwen_edge.runtime.devices.npu_verdict import NpuVerdict
 from qwen_edge.runtime.manifest import (
     CHAT_TEMPLATE,
     TOKENIZER_JSON,
@@ -54,7 +55,6 @@ from qwen_edge.runtime.manifest import (
     OnnxFacts,
     ProfileFacts,
 )
-from qwen_edge.runtime.npu_verdict import NpuVerdict
 from qwen_edge.runtime.package import hash_file, write_manifest
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
 

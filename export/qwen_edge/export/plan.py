@@ -25,8 +25,8 @@ from qwen_edge.export.source import ResolvedSource
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.profiles.recipe import Recipe
 from qwen_edge.runtime.manifest import DeviceSettings, FormatName, OnnxFacts
-from qwen_edge.runtime.memory import ModelSize, estimate_size
-from qwen_edge.runtime.resource_plan import DevicePlan, make_device_plan, onnx_cpu_settings
+from qwen_edge.runtime.resources.memory import ModelSize, estimate_size
+from qwen_edge.runtime.resources.plan import DevicePlan, make_device_plan, onnx_cpu_settings
 
 # Qwen3's tokenizer.json has 11.4 MB; with its OpenVINO forms 19.2 MB. Two graphs and the small
 # files of a package have 80 kB besides.

@@ -18,17 +18,17 @@ from qwen_edge.export.decoder import DecoderSpec
 from qwen_edge.export.quantise import Mode, quantise
 from qwen_edge.export.source import ResolvedSource
 from qwen_edge.profiles.recipe import Recipe
-from qwen_edge.runtime.engine_speed import EngineSpeed, measure_engine
 from qwen_edge.runtime.golden import GOLDEN_PROPERTIES
-from qwen_edge.runtime.machine_speed import (
+from qwen_edge.runtime.machine.engine_speed import EngineSpeed, measure_engine
+from qwen_edge.runtime.machine.speed import (
     MachineSpeed,
     find_cached_share,
     measure_machine,
     measure_reading,
     measure_writing,
 )
-from qwen_edge.runtime.memory import CPU_FACTORS, ONNX_FACTORS, WIDENED_FACTOR
-from qwen_edge.runtime.run_time import NARROW_BELOW, compile_s, estimate_step_s, slowness
+from qwen_edge.runtime.resources.memory import CPU_FACTORS, ONNX_FACTORS, WIDENED_FACTOR
+from qwen_edge.runtime.resources.run_time import NARROW_BELOW, compile_s, estimate_step_s, slowness
 
 # Private memory. While weights are compressed: Python and its packages, blocks of weights (bounded
 # whatever the model's size), and the tokenizer's conversion. Measured: 0.48 to 0.71 GB.

@@ -11,8 +11,8 @@ from pathlib import Path
 from qwen_edge.errors import UsageError, format_bytes
 from qwen_edge.export.front_end import Progress
 from qwen_edge.runtime.chat import ChatTemplate
+from qwen_edge.runtime.devices.opening import open_backend
 from qwen_edge.runtime.manifest import DeviceSettings, FileFacts, FormatName, Manifest, OnnxFacts
-from qwen_edge.runtime.opening import open_backend
 from qwen_edge.runtime.package import hash_file
 from qwen_edge.runtime.parking import count_common
 from qwen_edge.runtime.snapshots import bind_package, save_snapshot

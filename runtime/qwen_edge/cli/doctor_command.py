@@ -36,10 +36,10 @@ from qwen_edge.profiles.choose import choose_profile
 from qwen_edge.profiles.hardware import probe_hardware
 
 if TYPE_CHECKING:
-    from qwen_edge.runtime.known_problems import Facts
-    from qwen_edge.runtime.machine_facts import Probes
+    from qwen_edge.runtime.devices.providers import ProviderReport
+    from qwen_edge.runtime.machine.facts import Probes
+    from qwen_edge.runtime.machine.known_problems import Facts
     from qwen_edge.runtime.manifest import Manifest
-    from qwen_edge.runtime.providers import ProviderReport
 
 # An NPU's compiler may take 10 minutes, and the model is then loaded as well.
 _TIME_LIMIT_S = 900.0
@@ -127,8 +127,8 @@ def _probe() -> "tuple[Probes, MemoryBandwidth | None, Finding | None]":
     Returns:
         What was found; how fast memory is; and why OpenVINO cannot be imported.
     """
-    from qwen_edge.runtime import devices, drivers
-    from qwen_edge.runtime.machine_facts import Probes
+    from qwen_edge.runtime.devices import drivers, probing
+    from qwen_edge.runtime.machine.facts import Probes
 
     hardware = probe_hardware()
     bandwidth = measure_memory(hardware)
@@ -136,7 +136,7 @@ def _probe() -> "tuple[Probes, MemoryBandwidth | None, Finding | None]":
     versions = list_versions()
     has_engine = "openvino" in versions
     broken = find_openvino_error() if has_engine else None
-    reports = devices.probe_devices()
+    reports = probing.probe_devices()
     properties: dict[str, dict[str, str]] = {}
     if has_engine and broken is None:
         for report in reports:
@@ -158,7 +158,7 @@ def _probe() -> "tuple[Probes, MemoryBandwidth | None, Finding | None]":
 
 
 def _read_properties(device: str) -> dict[str, str]:
-    from qwen_edge.runtime.drivers import read_engine_properties
+    from qwen_edge.runtime.devices.drivers import read_engine_properties
 
     try:
         return read_engine_properties(device)
@@ -167,7 +167,7 @@ def _read_properties(device: str) -> dict[str, str]:
 
 
 def _probe_providers() -> "tuple[ProviderReport, ...]":
-    from qwen_edge.runtime import providers
+    from qwen_edge.runtime.devices import providers
 
     return providers.probe_providers()
 
@@ -180,7 +180,7 @@ def _check_devices(probes: "Probes", broken: Finding | None) -> list[Finding]:
 
 
 def _collect_facts(probes: "Probes", folder: Path | None, manifest: "Manifest | None") -> "Facts":
-    from qwen_edge.runtime.machine_facts import collect_facts, package_facts
+    from qwen_edge.runtime.machine.facts import collect_facts, package_facts
 
     facts: Facts = collect_facts(probes)
     if folder is not None and manifest is not None:
@@ -190,7 +190,7 @@ def _collect_facts(probes: "Probes", folder: Path | None, manifest: "Manifest | 
 
 def _check_known(facts: "Facts", broken: Finding | None) -> list[Finding]:
     """Return the known problems; a broken OpenVINO is told once, with the best fix there is."""
-    from qwen_edge.runtime.known_problems import find_known_problems
+    from qwen_edge.runtime.machine.known_problems import find_known_problems
 
     found = [
         Finding(entry.level, entry.what, entry.fix, entry.id, entry.sources)

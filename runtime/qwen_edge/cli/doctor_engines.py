@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from qwen_edge.errors import DeviceError, MissingExtraError
 
 if TYPE_CHECKING:
-    from qwen_edge.runtime.devices import DeviceReport
-    from qwen_edge.runtime.drivers import Accelerator
-    from qwen_edge.runtime.providers import ProviderReport
+    from qwen_edge.runtime.devices.drivers import Accelerator
+    from qwen_edge.runtime.devices.probing import DeviceReport
+    from qwen_edge.runtime.devices.providers import ProviderReport
 
 # Distributions that each bring the same module `onnxruntime`, with other execution providers.
 RUNTIMES = (

@@ -68,7 +68,7 @@ class MemoryBandwidth:
 
 def measure_memory(hardware: Hardware) -> MemoryBandwidth | None:
     """Measure memory with all cores; None where there is too little of it to measure."""
-    from qwen_edge.runtime.roofline import measure_bandwidth
+    from qwen_edge.runtime.machine.roofline import measure_bandwidth
 
     is_busy = _count_waiting() > _BUSY_SHARE * hardware.num_logical_cores
     try:

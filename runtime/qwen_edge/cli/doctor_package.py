@@ -1,6 +1,6 @@
 """`doctor --package`: run a package's golden tokens on every device and engine here, and judge.
 
-Each run is a process of its own with a time limit; see `qwen_edge.runtime.golden_trial`.
+Each run is a process of its own with a time limit; see `qwen_edge.runtime.devices.golden_trial`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ from qwen_edge.errors import PackageError
 
 if TYPE_CHECKING:
     from qwen_edge.cli.progress import StepBars
-    from qwen_edge.runtime.devices import DeviceReport
-    from qwen_edge.runtime.golden_trial import TrialResult, TrialTarget
+    from qwen_edge.runtime.devices.golden_trial import TrialResult, TrialTarget
+    from qwen_edge.runtime.devices.probing import DeviceReport
+    from qwen_edge.runtime.devices.providers import ProviderReport
     from qwen_edge.runtime.manifest import Manifest
-    from qwen_edge.runtime.providers import ProviderReport
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def try_package(
         time_limit_s: Seconds for each run.
         bars: Shows what is being done.
     """
-    from qwen_edge.runtime.golden_trial import list_targets, run_target
+    from qwen_edge.runtime.devices.golden_trial import list_targets, run_target
 
     num_tokens = len(manifest.golden.token_ids)
     damage = _check_files(folder, manifest, bars)
@@ -94,7 +94,7 @@ def try_package(
 
 def _check_files(folder: Path, manifest: "Manifest", bars: "StepBars") -> Finding | None:
     """Hash the files, unless a record says that they were; return what is wrong with them."""
-    from qwen_edge.runtime.golden_trial import find_cache_dir
+    from qwen_edge.runtime.devices.golden_trial import find_cache_dir
     from qwen_edge.runtime.verified import check_verified
 
     total = sum(facts.size_bytes for facts in manifest.files.values())

@@ -18,11 +18,11 @@ from qwen_edge.profiles.providers import choose_provider
 from qwen_edge.profiles.recipe import load_recipe
 
 if TYPE_CHECKING:
-    from qwen_edge.runtime.devices import DeviceReport
-    from qwen_edge.runtime.drivers import Accelerator
+    from qwen_edge.runtime.devices.drivers import Accelerator
+    from qwen_edge.runtime.devices.probing import DeviceReport
+    from qwen_edge.runtime.devices.providers import ProviderReport
     from qwen_edge.runtime.manifest import DeviceSettings, FormatName
-    from qwen_edge.runtime.memory import MemoryEstimate
-    from qwen_edge.runtime.providers import ProviderReport
+    from qwen_edge.runtime.resources.memory import MemoryEstimate
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _judge_onnx(
 
 def _estimate(fmt: "FormatName", settings: "DeviceSettings") -> "MemoryEstimate":
     """Return what Qwen3-4B int4 takes on a device."""
-    from qwen_edge.runtime.memory import ModelSize, estimate_size
+    from qwen_edge.runtime.resources.memory import ModelSize, estimate_size
 
     # The package of 4 bits that the profiles' recipe makes of Qwen/Qwen3-4B.
     size = ModelSize(

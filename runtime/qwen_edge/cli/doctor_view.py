@@ -16,7 +16,7 @@ from qwen_edge.profiles.choose import Choice
 from qwen_edge.profiles.hardware import Hardware
 
 if TYPE_CHECKING:
-    from qwen_edge.runtime.golden_trial import TrialResult, TrialTarget
+    from qwen_edge.runtime.devices.golden_trial import TrialResult, TrialTarget
 
 _LEVELS = ("problem", "note", "ok")
 _INDENT = " " * 10

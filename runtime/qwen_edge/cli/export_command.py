@@ -14,7 +14,7 @@ from qwen_edge.cli.extra import check_engines, missing_export_modules
 from qwen_edge.cli.output import Output
 from qwen_edge.cli.plan_view import show_device_plans
 from qwen_edge.errors import MissingExtraError, format_bytes
-from qwen_edge.runtime.npu_verdict import describe_verdict
+from qwen_edge.runtime.devices.npu_verdict import describe_verdict
 from qwen_edge.runtime.schema import to_json
 
 # Measuring takes two seconds itself.

@@ -43,8 +43,8 @@ def check_engines(formats: Sequence[str]) -> None:
     Raises:
         EdgeError: Says which, and what its import said.
     """
+    from qwen_edge.runtime.devices.providers import import_onnxruntime
     from qwen_edge.runtime.engine import import_openvino
-    from qwen_edge.runtime.providers import import_onnxruntime
 
     if "openvino" in formats:
         import_openvino()

@@ -50,7 +50,7 @@ def _read_backend(ctx: click.Context, parameter: click.Parameter, value: str) ->
 def _read_device(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
     """Return a device or provider as its engine writes it; suggest the closest for a typo."""
     del ctx, parameter
-    from qwen_edge.runtime.opening import find_device_name
+    from qwen_edge.runtime.devices.opening import find_device_name
 
     return find_device_name(value)
 
@@ -212,7 +212,7 @@ def _check_fits(folder: Path, options: LoadOptions) -> None:
         ResourceError: With what it takes and what is available.
     """
     from qwen_edge.runtime.package import read_manifest
-    from qwen_edge.runtime.resource_plan import check_fits, plan_memory
+    from qwen_edge.runtime.resources.plan import check_fits, plan_memory
 
     manifest = read_manifest(folder)
     with suppress(UsageError):  # what the package does not hold is refused by whoever loads it

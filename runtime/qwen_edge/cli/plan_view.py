@@ -1,6 +1,6 @@
 """How a plan is told: what running a package takes here, for `run --explain` and `export`.
 
-The figures are from `qwen_edge.runtime.resource_plan`; nothing is worked out here.
+The figures are from `qwen_edge.runtime.resources.plan`; nothing is worked out here.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from qwen_edge.errors import format_bytes
 
 if TYPE_CHECKING:
     from qwen_edge.cli.options import LoadOptions
-    from qwen_edge.runtime.resource_plan import DevicePlan
-    from qwen_edge.runtime.run_time import RunTime
+    from qwen_edge.runtime.resources.plan import DevicePlan
+    from qwen_edge.runtime.resources.run_time import RunTime
 
 
 def explain_run(package: str, options: "LoadOptions", out: Output, *, as_json: bool) -> None:
@@ -23,9 +23,9 @@ def explain_run(package: str, options: "LoadOptions", out: Output, *, as_json: b
         PackageError: There is no such package.
     """
     from qwen_edge.cli.options import find_package
-    from qwen_edge.runtime.devices import probe_devices
+    from qwen_edge.runtime.devices.probing import probe_devices
     from qwen_edge.runtime.package import read_manifest
-    from qwen_edge.runtime.resource_plan import add_times, plan_memory
+    from qwen_edge.runtime.resources.plan import add_times, plan_memory
 
     folder = find_package(package)
     manifest = read_manifest(folder)

@@ -61,7 +61,7 @@ def command(package: str, backend: str, files_only: bool, quiet: bool, as_json: 
       qwen-edge verify ./qwen3-4b-core-ultra-int4
       qwen-edge verify ./qwen3-4b-core-ultra-int4 --files-only --json
     """
-    from qwen_edge.runtime.opening import choose_formats
+    from qwen_edge.runtime.devices.opening import choose_formats
     from qwen_edge.runtime.package import check_report, read_manifest
 
     out = Output(is_quiet=quiet, as_json=as_json)

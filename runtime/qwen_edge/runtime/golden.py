@@ -63,7 +63,7 @@ def run_golden_tokens(
     """
     fmt = fmt or manifest.formats[0]
     if fmt == "onnx":
-        from qwen_edge.runtime.onnx_opening import try_once
+        from qwen_edge.runtime.devices.onnx_opening import try_once
 
         try_once(folder)
     return answer_as_sealed(folder, manifest.golden, fmt)

@@ -1,7 +1,7 @@
 """From a package folder to a model that answers: check, choose engine and device, warm up.
 
 The steps and their order are here; each is a module of its own: `package.py` and `verified.py`
-check, `opening.py` chooses and opens. Read `model.py` for what comes out.
+check, `devices/opening.py` chooses and opens. Read `model.py` for what comes out.
 """
 
 from collections.abc import Iterator
@@ -19,11 +19,12 @@ from qwen_edge.runtime.batching.batch_opening import OpenedBatch, open_batch_bac
 from qwen_edge.runtime.batching.batch_options import BatchOptions
 from qwen_edge.runtime.decoding.draft_estimates import CALL_SIZES
 from qwen_edge.runtime.decoding.draft_model import check_same_vocabulary
+from qwen_edge.runtime.devices.opening import BackendName, choose_formats
+from qwen_edge.runtime.devices.routing import Placement, open_devices
 from qwen_edge.runtime.environment import read_environment
 from qwen_edge.runtime.limits import read_path
 from qwen_edge.runtime.manifest import CHAT_TEMPLATE, TOKENIZER_JSON, Manifest
 from qwen_edge.runtime.model import Model
-from qwen_edge.runtime.opening import BackendName, choose_formats
 from qwen_edge.runtime.package import (
     Progress,
     check_report,
@@ -32,7 +33,6 @@ from qwen_edge.runtime.package import (
     read_manifest,
     verify_package,
 )
-from qwen_edge.runtime.routing import Placement, open_devices
 from qwen_edge.runtime.snapshots.warm_prompt import find_warm_prompt
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
 from qwen_edge.runtime.verified import check_verified

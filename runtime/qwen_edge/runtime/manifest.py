@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from qwen_edge.errors import PackageError, join_problems
 from qwen_edge.profiles.device import MAX_CONTEXT_TOKENS
-from qwen_edge.runtime.npu_verdict import NpuVerdict
+from qwen_edge.runtime.devices.npu_verdict import NpuVerdict
 from qwen_edge.runtime.plain_name import check_plain_name
 from qwen_edge.runtime.schema import SchemaError, parse_json, read_dataclass, to_json
 

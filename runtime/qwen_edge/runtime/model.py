@@ -37,8 +37,8 @@ from qwen_edge.runtime.token_stream import stream_tokens
 if TYPE_CHECKING:
     from qwen_edge.runtime.backends.failover import FailoverBackend
     from qwen_edge.runtime.decoding.drafting import Drafter
-    from qwen_edge.runtime.routing import Placement
-    from qwen_edge.runtime.trying import Refusal
+    from qwen_edge.runtime.devices.routing import Placement
+    from qwen_edge.runtime.devices.trying import Refusal
 
 
 class Model(TextModel):

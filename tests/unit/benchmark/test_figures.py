@@ -14,8 +14,8 @@ from qwen_edge.runtime.benchmark.figures import (
 )
 from qwen_edge.runtime.benchmark.report import COLUMNS, table_rows, tell_facts
 from qwen_edge.runtime.benchmark.work import ModelWork
-from qwen_edge.runtime.process_memory import ProcessMemory
-from qwen_edge.runtime.roofline import Roofline
+from qwen_edge.runtime.machine.process_memory import ProcessMemory
+from qwen_edge.runtime.machine.roofline import Roofline
 
 WORK = ModelWork(
     weights_bytes=1_000, cache_bytes_per_token=0, weight_macs=50, attention_macs_per_token=0

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from qwen_edge.errors import UsageError
-from qwen_edge.runtime import roofline
 from qwen_edge.runtime.backends.fake import FakeBackend
 from qwen_edge.runtime.benchmark import measure
 from qwen_edge.runtime.benchmark.measure import (
@@ -17,8 +16,9 @@ from qwen_edge.runtime.benchmark.measure import (
     time_answer,
 )
 from qwen_edge.runtime.benchmark.options import BenchmarkOptions
+from qwen_edge.runtime.machine import roofline
+from qwen_edge.runtime.machine.roofline import Roofline
 from qwen_edge.runtime.model import Model
-from qwen_edge.runtime.roofline import Roofline
 
 
 class CountingBackend(FakeBackend):

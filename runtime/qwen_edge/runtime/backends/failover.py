@@ -29,7 +29,7 @@ from qwen_edge.runtime.backends.checks import (
     closed_error,
 )
 from qwen_edge.runtime.backends.seats import Candidate, DeviceSource, Loaded, Seat, Seats
-from qwen_edge.runtime.trying import Refusal
+from qwen_edge.runtime.devices.trying import Refusal
 
 _LOGGER = logging.getLogger(__name__)
 WhereT = TypeVar("WhereT")

@@ -36,7 +36,7 @@ from qwen_edge.runtime.backends.onnx_session import (
     engine_message,
     is_memory_failure,
 )
-from qwen_edge.runtime.providers import import_onnxruntime
+from qwen_edge.runtime.devices.providers import import_onnxruntime
 
 INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"

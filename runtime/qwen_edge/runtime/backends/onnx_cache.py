@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwen_edge.runtime.backends.onnx_file import OnnxModel
-from qwen_edge.runtime.providers import import_onnxruntime
+from qwen_edge.runtime.devices.providers import import_onnxruntime
 
 FIRST_CAPACITY_TOKENS = 1024
 """Rows at first; a longer conversation doubles them. Memory is taken as they are written."""

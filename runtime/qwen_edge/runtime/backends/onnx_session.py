@@ -13,8 +13,8 @@ from typing import Any
 from qwen_edge.errors import DeviceError, EdgeError, PackageError, ResourceError
 from qwen_edge.profiles.providers import Provider
 from qwen_edge.runtime.backends.onnx_file import OnnxModel
+from qwen_edge.runtime.devices.providers import find_plugin_devices, import_onnxruntime
 from qwen_edge.runtime.engine import first_line
-from qwen_edge.runtime.providers import find_plugin_devices, import_onnxruntime
 
 _LOGGER = logging.getLogger(__name__)
 CPU_PROVIDER = "CPUExecutionProvider"

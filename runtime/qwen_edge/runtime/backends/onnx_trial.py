@@ -3,7 +3,7 @@
 `onnx_file.py` refuses what can be seen in a file. What cannot is a fault of the engine that some
 file sets off, and that ends the process. Here this happens to a child: the same module, run as
 a program, loads the model, computes three tokens and says by its exit code that all went well.
-Only the CPU is tried. How a child is run is in `trial_process.py`.
+Only the CPU is tried. How a child is run is in `devices/trial_process.py`.
 """
 
 import logging
@@ -24,8 +24,8 @@ from qwen_edge.runtime.backends.onnx import OnnxBackend
 from qwen_edge.runtime.backends.onnx_file import read_onnx
 from qwen_edge.runtime.backends.onnx_proto import EXPORT_AGAIN
 from qwen_edge.runtime.backends.onnx_session import CPU_PROVIDER, create_session
-from qwen_edge.runtime.providers import import_onnxruntime
-from qwen_edge.runtime.trial_process import (
+from qwen_edge.runtime.devices.providers import import_onnxruntime
+from qwen_edge.runtime.devices.trial_process import (
     EXIT_MISSING,
     EXIT_NO_ENGINE,
     EXIT_NO_MEMORY,

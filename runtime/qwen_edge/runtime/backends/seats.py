@@ -1,7 +1,7 @@
 """The devices that may run a model, and those on which it is loaded.
 
 A candidate is a device with its limits, a seat the model on it. Loading goes through a source,
-which knows packages and engines (`routing.py`). `failover.py` decides which seat is used.
+which knows packages and engines (`devices/routing.py`). `failover.py` decides which seat is used.
 """
 
 import logging
@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 from qwen_edge.errors import EdgeError, ResourceError
 from qwen_edge.runtime.backends.backend import Backend
-from qwen_edge.runtime.trying import Refusal
+from qwen_edge.runtime.devices.trying import Refusal
 
 _LOGGER = logging.getLogger(__name__)
 WhereT = TypeVar("WhereT")

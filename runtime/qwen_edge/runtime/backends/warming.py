@@ -24,7 +24,8 @@ class WarmingBackend:
     Args:
         backend: Empty, and used by nobody else from now on.
         call_sizes: Numbers of tokens of which calls will be made, each of which is slow the
-            first time: those of speculation, for example.
+            first time: those of speculation, for example. They are left out from where
+            somebody waits, since the first call of all is the one that takes long.
 
     State:
         Until the thread is done the cache counts as empty. `close` does not wait for it: the
@@ -38,6 +39,7 @@ class WarmingBackend:
         self._lock = threading.Lock()
         self._is_closed = False
         self._is_done = False
+        self._is_awaited = False
         # Set to None once waited for, so that a later call costs one comparison.
         self._thread: threading.Thread | None = threading.Thread(
             target=self._warm_up, name="qwen-edge-warm-up", daemon=False
@@ -71,6 +73,7 @@ class WarmingBackend:
             return
         if not self._is_done:
             _LOGGER.info("Waiting for the model to warm up; this happens once per load")
+        self._is_awaited = True
         thread.join()
         self._thread = None
 
@@ -144,16 +147,21 @@ class WarmingBackend:
                 raise closed_error()
             self.wait_until_warm()
 
+    @property
+    def _is_needed(self) -> bool:
+        """Whether somebody waits for the thread, or for it to let go."""
+        return self._is_closed or self._is_awaited
+
     def _warm_up(self) -> None:
         started_s = time.monotonic()
         try:
             num_tokens = min(_PROMPT_TOKENS, self._backend.max_context_tokens - 1)
             self._backend.forward([0] * max(num_tokens, 1))
-            if num_tokens > 0 and not self._is_closed:
+            if num_tokens > 0 and not self._is_needed:
                 self._backend.forward([0])
             for size in self._call_sizes:
                 room = self._backend.max_context_tokens - self._backend.cached_tokens
-                if size > min(room, self._backend.max_scored_tokens) or self._is_closed:
+                if size > min(room, self._backend.max_scored_tokens) or self._is_needed:
                     break
                 self._backend.forward_scored([0] * size, num_scored=size)
             self._backend.reset()

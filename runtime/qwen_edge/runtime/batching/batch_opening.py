@@ -2,8 +2,8 @@
 
 The paged engine has weights of its own in the engine's layout, as large as those of a model
 loaded for one conversation: a process should hold one or the other, since the paged one serves
-single conversations as well. The checks are those of `opening.py`; `scheduler.py` takes what
-comes out.
+single conversations as well. The checks are those of `devices/opening.py`; `scheduler.py` takes
+what comes out.
 """
 
 import logging
@@ -20,6 +20,7 @@ from qwen_edge.runtime.batching.openvino_paged import OpenVinoPagedEngine
 from qwen_edge.runtime.batching.paged import PagedBatchBackend
 from qwen_edge.runtime.batching.paged_model import compile_paged
 from qwen_edge.runtime.batching.sequential import SequentialBatchBackend
+from qwen_edge.runtime.devices.opening import open_backend
 from qwen_edge.runtime.manifest import (
     MODEL_BIN,
     MODEL_XML,
@@ -27,10 +28,9 @@ from qwen_edge.runtime.manifest import (
     FormatName,
     Manifest,
 )
-from qwen_edge.runtime.memory import check_memory, estimate_memory
-from qwen_edge.runtime.opening import open_backend
 from qwen_edge.runtime.package import check_sizes
 from qwen_edge.runtime.records import read_stamps
+from qwen_edge.runtime.resources.memory import check_memory, estimate_memory
 
 _LOGGER = logging.getLogger(__name__)
 CACHE_BYTES = 2 << 30

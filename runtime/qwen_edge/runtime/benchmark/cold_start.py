@@ -205,7 +205,7 @@ def _start(request: Mapping[str, Any]) -> None:
     begun_s = time.perf_counter()
     from qwen_edge.runtime.decoding.sampling import SamplingParams
     from qwen_edge.runtime.loading import load
-    from qwen_edge.runtime.process_memory import read_process_memory
+    from qwen_edge.runtime.machine.process_memory import read_process_memory
 
     imported_s = time.perf_counter()
     where = {name: request[name] for name in ("device", "backend", "threads")}

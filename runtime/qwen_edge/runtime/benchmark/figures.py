@@ -9,8 +9,8 @@ from statistics import median
 
 from qwen_edge.runtime.benchmark.cold_start import ColdStart
 from qwen_edge.runtime.benchmark.work import ModelWork
-from qwen_edge.runtime.process_memory import ProcessMemory
-from qwen_edge.runtime.roofline import Roofline
+from qwen_edge.runtime.machine.process_memory import ProcessMemory
+from qwen_edge.runtime.machine.roofline import Roofline
 
 
 @dataclass(frozen=True)

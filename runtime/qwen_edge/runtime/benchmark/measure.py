@@ -27,14 +27,14 @@ from qwen_edge.runtime.benchmark.work import count_work
 from qwen_edge.runtime.decoding.generation import generate_tokens
 from qwen_edge.runtime.decoding.picker import TokenPicker
 from qwen_edge.runtime.decoding.sampling import Sampler, SamplingParams
+from qwen_edge.runtime.devices.opening import choose_formats
 from qwen_edge.runtime.environment import read_environment
 from qwen_edge.runtime.loading import check_load_options, load
+from qwen_edge.runtime.machine.process_memory import read_process_memory
+from qwen_edge.runtime.machine.roofline import Roofline, measure_bandwidth, measure_int8_throughput
 from qwen_edge.runtime.manifest import Manifest
 from qwen_edge.runtime.model import Model
-from qwen_edge.runtime.opening import choose_formats
 from qwen_edge.runtime.package import Progress, read_manifest
-from qwen_edge.runtime.process_memory import read_process_memory
-from qwen_edge.runtime.roofline import Roofline, measure_bandwidth, measure_int8_throughput
 from qwen_edge.runtime.verified import check_verified
 
 _COLD_PROMPT_TOKENS = 32

@@ -5,7 +5,7 @@ Data of `figures.py` in, text out. The JSON form needs none of this.
 
 from qwen_edge.errors import format_bytes
 from qwen_edge.runtime.benchmark.figures import BenchmarkResult
-from qwen_edge.runtime.process_memory import ProcessMemory
+from qwen_edge.runtime.machine.process_memory import ProcessMemory
 
 COLUMNS = (
     "prompt tokens",

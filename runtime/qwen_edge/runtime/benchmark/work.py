@@ -1,7 +1,7 @@
 """What a token costs by the model's shape: bytes to be read, and products to be computed.
 
-With the machine's bandwidth and arithmetic (`roofline.py`) these say how fast the model could be
-at most. Nothing is measured here.
+With the machine's bandwidth and arithmetic (`machine/roofline.py`) these say how fast the model
+could be at most. Nothing is measured here.
 """
 
 import json
@@ -15,7 +15,7 @@ from qwen_edge.runtime.manifest import (
     FormatName,
     Manifest,
 )
-from qwen_edge.runtime.memory import estimate_memory
+from qwen_edge.runtime.resources.memory import estimate_memory
 
 _BYTES_OF = {"fp16": 2, "int8": 1}
 

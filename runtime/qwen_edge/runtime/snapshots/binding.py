@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from qwen_edge.runtime.devices.providers import import_onnxruntime
 from qwen_edge.runtime.engine import import_openvino
 from qwen_edge.runtime.manifest import (
     CHAT_TEMPLATE,
@@ -19,7 +20,6 @@ from qwen_edge.runtime.manifest import (
     FormatName,
     Manifest,
 )
-from qwen_edge.runtime.providers import import_onnxruntime
 
 # These change the speed, and at most the order of sums.
 _SPEED_ONLY = frozenset(

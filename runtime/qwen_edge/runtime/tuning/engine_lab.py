@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from qwen_edge.errors import PackageError, ResourceError, format_bytes
-from qwen_edge.runtime.compile_trial import try_compile
+from qwen_edge.runtime.devices.compile_trial import try_compile
 from qwen_edge.runtime.manifest import FORMAT_FILES, DeviceSettings, Manifest
-from qwen_edge.runtime.memory import estimate_memory
 from qwen_edge.runtime.records import read_stamps
+from qwen_edge.runtime.resources.memory import estimate_memory
 from qwen_edge.runtime.tuning.candidate import Candidate
 from qwen_edge.runtime.tuning.divergence import (
     Divergence,

@@ -4,7 +4,7 @@ import hashlib
 import json
 
 from qwen_edge.profiles.hardware import probe_hardware
-from qwen_edge.runtime.devices import probe_devices
+from qwen_edge.runtime.devices.probing import probe_devices
 from qwen_edge.runtime.engine import import_openvino
 from qwen_edge.runtime.schema import to_json
 from qwen_edge.runtime.tuning.result import MachineFacts

@@ -14,7 +14,6 @@ from qwen_edge.errors import DeviceError, PackageError, join_problems
 from qwen_edge.profiles.choose import AUTO, Choice, choose_device
 from qwen_edge.profiles.gpu_memory import check_gpu_buffers
 from qwen_edge.profiles.hardware import probe_hardware
-from qwen_edge.runtime.answer_check import check_answers
 from qwen_edge.runtime.backends.backend import MAX_SCORED_TOKENS, Backend
 from qwen_edge.runtime.backends.compiling import compile_model, read_ir
 from qwen_edge.runtime.backends.decoder_request import (
@@ -27,19 +26,20 @@ from qwen_edge.runtime.backends.decoder_request import (
 from qwen_edge.runtime.backends.last_logits import keep_last_logits
 from qwen_edge.runtime.backends.openvino import OpenVinoBackend
 from qwen_edge.runtime.backends.openvino_static import StaticOpenVinoBackend
-from qwen_edge.runtime.compile_trial import (
+from qwen_edge.runtime.devices.answer_check import check_answers
+from qwen_edge.runtime.devices.compile_trial import (
     TRUSTED_DEVICES,
     find_cache_folder,
     make_record,
     try_compile,
 )
-from qwen_edge.runtime.devices import DeviceReport, probe_devices
+from qwen_edge.runtime.devices.probing import DeviceReport, probe_devices
+from qwen_edge.runtime.devices.trying import try_in_order
 from qwen_edge.runtime.engine import import_openvino
 from qwen_edge.runtime.manifest import MODEL_BIN, MODEL_XML, DeviceSettings, Manifest
-from qwen_edge.runtime.memory import check_memory, estimate_memory
 from qwen_edge.runtime.package import check_sizes
 from qwen_edge.runtime.records import read_stamps
-from qwen_edge.runtime.trying import try_in_order
+from qwen_edge.runtime.resources.memory import check_memory, estimate_memory
 from qwen_edge.runtime.tuning.stored import apply_tuned
 
 _LOGGER = logging.getLogger(__name__)

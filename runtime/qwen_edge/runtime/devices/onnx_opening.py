@@ -19,12 +19,14 @@ from qwen_edge.errors import (
 from qwen_edge.profiles.choose import AUTO, Choice
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.profiles.providers import Provider, choose_provider
-from qwen_edge.runtime.answer_check import check_answers
 from qwen_edge.runtime.backends.backend import MAX_SCORED_TOKENS, Backend
 from qwen_edge.runtime.backends.onnx import OnnxBackend
 from qwen_edge.runtime.backends.onnx_file import OnnxModel, read_onnx
 from qwen_edge.runtime.backends.onnx_session import CPU_PROVIDER, create_session
 from qwen_edge.runtime.backends.onnx_trial import try_in_child
+from qwen_edge.runtime.devices.answer_check import check_answers
+from qwen_edge.runtime.devices.providers import import_onnxruntime, probe_providers
+from qwen_edge.runtime.devices.trying import try_in_order
 from qwen_edge.runtime.environment import read_environment
 from qwen_edge.runtime.manifest import (
     MODEL_ONNX,
@@ -34,11 +36,9 @@ from qwen_edge.runtime.manifest import (
     OnnxFacts,
     PropertyValue,
 )
-from qwen_edge.runtime.memory import check_memory, estimate_memory
 from qwen_edge.runtime.package import check_sizes, package_hash
-from qwen_edge.runtime.providers import import_onnxruntime, probe_providers
 from qwen_edge.runtime.records import Record, is_recorded, read_stamps, write_record
-from qwen_edge.runtime.trying import try_in_order
+from qwen_edge.runtime.resources.memory import check_memory, estimate_memory
 
 _LOGGER = logging.getLogger(__name__)
 _FILES = (MODEL_ONNX, MODEL_ONNX_DATA)

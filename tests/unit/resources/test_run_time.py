@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_edge.runtime.benchmark.work import ModelWork
-from qwen_edge.runtime.engine_speed import EngineSpeed
-from qwen_edge.runtime.machine_speed import MachineSpeed
-from qwen_edge.runtime.run_time import RunTime, estimate_run_time
+from qwen_edge.runtime.machine.engine_speed import EngineSpeed
+from qwen_edge.runtime.machine.speed import MachineSpeed
+from qwen_edge.runtime.resources.run_time import RunTime, estimate_run_time
 
 WORK = ModelWork(2_263_000_000, 84_787, 3_633_000_000, 294_912)
 MACHINE = MachineSpeed(29e9, 1.5e9, 68e6)

@@ -13,6 +13,14 @@ from qwen_edge.errors import PackageError
 from qwen_edge.profiles.choose import AUTO, Choice
 from qwen_edge.runtime.backends.failover import FailoverBackend
 from qwen_edge.runtime.backends.seats import Candidate, Loaded
+from qwen_edge.runtime.devices.opening import (
+    Opened,
+    choose_formats,
+    find_device_name,
+    open_backend,
+    open_format,
+)
+from qwen_edge.runtime.devices.trying import Refusal
 from qwen_edge.runtime.manifest import (
     FORMAT_FILES,
     MANIFEST_NAME,
@@ -20,16 +28,8 @@ from qwen_edge.runtime.manifest import (
     FormatName,
     Manifest,
 )
-from qwen_edge.runtime.opening import (
-    Opened,
-    choose_formats,
-    find_device_name,
-    open_backend,
-    open_format,
-)
 from qwen_edge.runtime.records import read_stamps
 from qwen_edge.runtime.snapshots.binding import SnapshotBinding, bind_package
-from qwen_edge.runtime.trying import Refusal
 
 
 @dataclass(frozen=True)

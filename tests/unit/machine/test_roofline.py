@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_edge.errors import MissingExtraError, ResourceError
-from qwen_edge.runtime import roofline
 from qwen_edge.runtime.backends.compiling import compile_model
-from qwen_edge.runtime.roofline import Roofline, choose_buffer_bytes, read_cache_bytes
+from qwen_edge.runtime.machine import roofline
+from qwen_edge.runtime.machine.roofline import Roofline, choose_buffer_bytes, read_cache_bytes
 
 SMALL_BUFFER = 32_000_000
 

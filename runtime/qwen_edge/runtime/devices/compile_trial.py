@@ -27,7 +27,18 @@ from qwen_edge.errors import (
     ParityError,
     ResourceError,
 )
-from qwen_edge.runtime.compile_cache import prepare_cache_folder, seal_cache_folder
+from qwen_edge.runtime.devices.compile_cache import prepare_cache_folder, seal_cache_folder
+from qwen_edge.runtime.devices.trial_process import (
+    EXIT_DAMAGED,
+    EXIT_MISSING,
+    EXIT_NO_MEMORY,
+    EXIT_REFUSED,
+    EXIT_WRONG_ANSWER,
+    KILLED,
+    ChildEnd,
+    be_expendable,
+    run_trial,
+)
 from qwen_edge.runtime.engine import import_openvino
 from qwen_edge.runtime.environment import read_environment
 from qwen_edge.runtime.golden import follow_tokens
@@ -41,17 +52,6 @@ from qwen_edge.runtime.manifest import (
 from qwen_edge.runtime.package import package_hash
 from qwen_edge.runtime.records import Record, read_finding, read_stamps, write_record
 from qwen_edge.runtime.schema import read_dataclass, to_json
-from qwen_edge.runtime.trial_process import (
-    EXIT_DAMAGED,
-    EXIT_MISSING,
-    EXIT_NO_MEMORY,
-    EXIT_REFUSED,
-    EXIT_WRONG_ANSWER,
-    KILLED,
-    ChildEnd,
-    be_expendable,
-    run_trial,
-)
 
 _LOGGER = logging.getLogger(__name__)
 COMPILE_TIME_LIMIT_S = 600.0
@@ -259,7 +259,7 @@ def _remembered(
 def _carry_out(task: CompileTask) -> None:
     """Compile and run a model; what is wrong is raised, or ends the process."""
     # Imported here: it has this module at its top.
-    from qwen_edge.runtime.openvino_opening import compile_backend
+    from qwen_edge.runtime.devices.openvino_opening import compile_backend
 
     cache_folder = None if task.cache_folder is None else Path(task.cache_folder)
     backend = compile_backend(

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from qwen_edge.runtime.backends.compiling import compile_model
 from qwen_edge.runtime.engine import import_openvino
 from qwen_edge.runtime.manifest import PropertyValue
-from qwen_edge.runtime.memory import WeightFormat
+from qwen_edge.runtime.resources.memory import WeightFormat
 
 _PROBE_WEIGHTS = 24_000_000  # prepared in 0.1 s and multiplied by 512 rows in as much
 _WIDENING = 3  # an MLP's matrices are about three times as wide as they are high

@@ -21,15 +21,15 @@ from qwen_edge.profiles.providers import (
     choose_provider,
     load_providers,
 )
-from qwen_edge.runtime import providers
-from qwen_edge.runtime.providers import (
+from qwen_edge.runtime.devices import providers
+from qwen_edge.runtime.devices.providers import (
     ProviderReport,
     find_plugin_devices,
     import_onnxruntime,
     probe_providers,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CPU = "CPUExecutionProvider"
 KNOWN = {
     "CPUExecutionProvider",
@@ -331,7 +331,7 @@ def test_engine_that_is_there_already_is_told_of_in_the_log(
 
 
 IMPORT = """
-from qwen_edge.runtime.providers import import_onnxruntime, probe_providers
+from qwen_edge.runtime.devices.providers import import_onnxruntime, probe_providers
 probe_providers()
 engine = import_onnxruntime()
 engine.InferenceSession  # all of it is there

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from qwen_edge.errors import ResourceError
 from qwen_edge.profiles.gpu_memory import estimate_gpu_memory
 from qwen_edge.runtime.manifest import DeviceSettings, FileFacts, Manifest, ModelFacts, OnnxFacts
-from qwen_edge.runtime.memory import (
+from qwen_edge.runtime.resources.memory import (
     COMFORT_BYTES,
     MemoryEstimate,
     check_memory,
     estimate_memory,
 )
 
-SAMPLE = Manifest.from_bytes((Path(__file__).parents[1] / "data" / "manifest.json").read_bytes())
+SAMPLE = Manifest.from_bytes((Path(__file__).parents[2] / "data" / "manifest.json").read_bytes())
 QWEN3_4B = dataclasses.replace(
     SAMPLE,
     model=ModelFacts(

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from qwen_edge.runtime import drivers
-from qwen_edge.runtime.drivers import Accelerator, find_package_version, probe_linux
+from qwen_edge.runtime.devices import drivers
+from qwen_edge.runtime.devices.drivers import Accelerator, find_package_version, probe_linux
 
 INTEL, AMD = "0x8086", "0x1002"
 STATUS = """Package: intel-opencl-icd

@@ -1,6 +1,6 @@
 """How long a package takes to load and to answer on this machine's CPU, from measured speeds.
 
-Formulas only; docs/resources.md explains them. `machine_speed.py` and `engine_speed.py` measure,
+Formulas only; docs/resources.md explains them. `machine/speed.py` and `engine_speed.py` measure,
 `benchmark/work.py` counts what a token needs. Factors are what a whole model takes of the speed
 that a few matrices reach, measured with models of three sizes.
 """
@@ -9,8 +9,8 @@ import os
 from dataclasses import dataclass
 
 from qwen_edge.runtime.benchmark.work import ModelWork
-from qwen_edge.runtime.engine_speed import EngineSpeed
-from qwen_edge.runtime.machine_speed import MachineSpeed
+from qwen_edge.runtime.machine.engine_speed import EngineSpeed
+from qwen_edge.runtime.machine.speed import MachineSpeed
 
 # Turns per second of an empty loop on the machine where the seconds below were measured.
 REFERENCE_LOOPS_PER_S = 68e6

@@ -6,7 +6,11 @@ import sys
 import numpy as np
 import pytest
 
-from qwen_edge.runtime.process_memory import ProcessMemory, parse_status, read_process_memory
+from qwen_edge.runtime.machine.process_memory import (
+    ProcessMemory,
+    parse_status,
+    read_process_memory,
+)
 
 SIZE = 64_000_000
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from qwen_edge.errors import DeviceError
-from qwen_edge.runtime import machine_speed
-from qwen_edge.runtime.engine_speed import measure_engine
-from qwen_edge.runtime.machine_speed import (
+from qwen_edge.runtime.machine import speed as machine_speed
+from qwen_edge.runtime.machine.engine_speed import measure_engine
+from qwen_edge.runtime.machine.speed import (
     find_cached_share,
     measure_hashing,
     measure_loops,
     measure_reading,
     measure_writing,
 )
-from qwen_edge.runtime.memory import WeightFormat
+from qwen_edge.runtime.resources.memory import WeightFormat
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_what_cannot_be_asked_counts_as_in_memory(
 def test_the_engine_is_measured_with_each_kind_of_weights(
     weights: WeightFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qwen_edge.runtime.engine_speed._PROBE_WEIGHTS", 200_000)
+    monkeypatch.setattr("qwen_edge.runtime.machine.engine_speed._PROBE_WEIGHTS", 200_000)
     speed = measure_engine(weights, 200, {"INFERENCE_PRECISION_HINT": "f32"}, chunk_tokens=16)
     for figure in (speed.prepared_weights_per_s, speed.multiplied_weights_per_s):
         assert np.isfinite(figure) and figure > 1e5

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from qwen_edge.errors import DeviceError
-from qwen_edge.runtime import devices
-from qwen_edge.runtime.devices import KNOWN_DEVICES, DeviceReport, probe_devices
+from qwen_edge.runtime.devices import probing as devices
+from qwen_edge.runtime.devices.probing import KNOWN_DEVICES, DeviceReport, probe_devices
 
 
 class FakeCore:

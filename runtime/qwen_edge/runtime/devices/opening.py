@@ -26,8 +26,8 @@ from qwen_edge.profiles.choose import AUTO, Choice
 from qwen_edge.profiles.properties import DEVICES
 from qwen_edge.profiles.providers import load_providers
 from qwen_edge.runtime.backends.backend import Backend
+from qwen_edge.runtime.devices.trying import Refusal, list_refusals
 from qwen_edge.runtime.manifest import FORMAT_ENGINES, DeviceSettings, FormatName, Manifest
-from qwen_edge.runtime.trying import Refusal, list_refusals
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -203,9 +203,9 @@ def open_format(
         EdgeError: As `open_backend`.
     """
     if name == "openvino":
-        from qwen_edge.runtime.openvino_opening import open_openvino_backend as open_it
+        from qwen_edge.runtime.devices.openvino_opening import open_openvino_backend as open_it
     else:
-        from qwen_edge.runtime.onnx_opening import open_onnx_backend as open_it
+        from qwen_edge.runtime.devices.onnx_opening import open_onnx_backend as open_it
     return open_it(folder, manifest, device=device, threads=threads, refused=refused)
 
 

@@ -19,10 +19,10 @@ from qwen_edge.errors import (
 )
 from qwen_edge.profiles.choose import Choice
 from qwen_edge.runtime.backends.fake import FakeBackend
+from qwen_edge.runtime.devices.opening import choose_formats, open_backend
 from qwen_edge.runtime.manifest import DeviceSettings, FileFacts, Manifest, OnnxFacts
-from qwen_edge.runtime.opening import choose_formats, open_backend
 
-IR_ONLY = Manifest.from_bytes((Path(__file__).parents[1] / "data" / "manifest.json").read_bytes())
+IR_ONLY = Manifest.from_bytes((Path(__file__).parents[2] / "data" / "manifest.json").read_bytes())
 ONNX_FILES = {name: FileFacts(1, "0" * 64) for name in ("model.onnx", "model.onnx.data")}
 BOTH = dataclasses.replace(
     IR_ONLY,
@@ -74,7 +74,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
             "onnx_opening": SimpleNamespace(open_onnx_backend=opening("onnx", onnx)),
         }
         for name, module in modules.items():
-            monkeypatch.setitem(sys.modules, f"qwen_edge.runtime.{name}", module)
+            monkeypatch.setitem(sys.modules, f"qwen_edge.runtime.devices.{name}", module)
         return calls
 
     return make
@@ -158,7 +158,7 @@ def test_every_refusal_is_kept(
         raise error
 
     module = SimpleNamespace(open_openvino_backend=refuse)
-    monkeypatch.setitem(sys.modules, "qwen_edge.runtime.openvino_opening", module)
+    monkeypatch.setitem(sys.modules, "qwen_edge.runtime.devices.openvino_opening", module)
     opened = open_backend(FOLDER, BOTH, device=device)
     assert [str(refusal) for refusal in opened.refusals] == expected
     assert {refusal.format for refusal in opened.refusals} == {"openvino"}

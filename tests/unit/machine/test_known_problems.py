@@ -12,20 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_edge.profiles.hardware import CoreKinds, CpuModel, Hardware
-from qwen_edge.runtime.devices import DeviceReport
-from qwen_edge.runtime.drivers import Accelerator
-from qwen_edge.runtime.known_problems import (
+from qwen_edge.runtime.devices.drivers import Accelerator
+from qwen_edge.runtime.devices.probing import DeviceReport
+from qwen_edge.runtime.machine.facts import FACTS, Probes, collect_facts, package_facts
+from qwen_edge.runtime.machine.known_problems import (
     Fact,
     KnownProblem,
     find_known_problems,
     is_met,
     load_known_problems,
 )
-from qwen_edge.runtime.machine_facts import FACTS, Probes, collect_facts, package_facts
 from qwen_edge.runtime.manifest import Manifest
 
 TABLE = load_known_problems()
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LAPTOP = Hardware(
     "Linux",
     "x86_64",

@@ -2,7 +2,7 @@
 
 For each device the package has settings for: memory, the largest context that fits, and where it
 can be measured here, time. `memory.py` and `run_time.py` own the formulas, docs/resources.md
-explains them. Nothing is loaded and nothing is chosen: `opening.py` does both, and looks at
+explains them. Nothing is loaded and nothing is chosen: `devices/opening.py` does both, and looks at
 memory once more when it does.
 """
 
@@ -17,8 +17,9 @@ from qwen_edge.profiles.choose import AUTO
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.profiles.properties import DEVICES
 from qwen_edge.runtime.benchmark.work import count_work
-from qwen_edge.runtime.engine_speed import measure_engine
-from qwen_edge.runtime.machine_speed import (
+from qwen_edge.runtime.devices.opening import choose_formats
+from qwen_edge.runtime.machine.engine_speed import measure_engine
+from qwen_edge.runtime.machine.speed import (
     MachineSpeed,
     find_cached_share,
     measure_machine,
@@ -32,9 +33,8 @@ from qwen_edge.runtime.manifest import (
     Manifest,
     OnnxFacts,
 )
-from qwen_edge.runtime.memory import MemoryEstimate, check_memory, estimate_memory
-from qwen_edge.runtime.opening import choose_formats
-from qwen_edge.runtime.run_time import RunTime, estimate_run_time
+from qwen_edge.runtime.resources.memory import MemoryEstimate, check_memory, estimate_memory
+from qwen_edge.runtime.resources.run_time import RunTime, estimate_run_time
 
 _CPU = "CPU"
 

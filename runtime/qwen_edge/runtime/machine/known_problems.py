@@ -2,7 +2,7 @@
 
 `known_problems.toml` holds each with its rule, words, fix and sources. A rule is a list of facts
 with a condition each; all must hold. A fact that is not known holds no condition, so that nobody
-is told of a fault on a guess. Where the facts come from is in `machine_facts.py`.
+is told of a fault on a guess. Where the facts come from is in `facts.py`.
 """
 
 import functools
@@ -58,7 +58,7 @@ class FoundProblem:
 @functools.cache
 def load_known_problems() -> tuple[KnownProblem, ...]:
     """Return the table, in its order."""
-    text = resources.files("qwen_edge.runtime").joinpath("known_problems.toml").read_bytes()
+    text = resources.files("qwen_edge.runtime.machine").joinpath("known_problems.toml").read_bytes()
     return tuple(_read(table) for table in tomllib.loads(text.decode("utf-8"))["problems"])
 
 

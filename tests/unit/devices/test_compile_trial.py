@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from qwen_edge.errors import DeviceError, EdgeError, PackageError, ParityError, ResourceError
-from qwen_edge.runtime import compile_trial
-from qwen_edge.runtime.compile_trial import CompileTask, run_task, try_compile
+from qwen_edge.runtime.devices import compile_trial
+from qwen_edge.runtime.devices.compile_trial import CompileTask, run_task, try_compile
+from qwen_edge.runtime.devices.trial_process import ChildEnd, run_trial
 from qwen_edge.runtime.manifest import DeviceSettings, Manifest
 from qwen_edge.runtime.package import read_manifest, write_manifest
-from qwen_edge.runtime.trial_process import ChildEnd, run_trial
 
-SAMPLE = Path(__file__).parents[1] / "data" / "manifest.json"
+SAMPLE = Path(__file__).parents[2] / "data" / "manifest.json"
 GPU = DeviceSettings("GPU", {"PERFORMANCE_HINT": "LATENCY"}, 256, None, None, 32)
 REFUSED, DAMAGED, NO_MEMORY, WRONG = 65, 70, 68, 69
 Ends = list[ChildEnd | None]
@@ -256,7 +256,7 @@ def test_ctrl_c_is_for_the_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """A terminal sends it to all processes: that is no fault of what the child tries."""
     (tmp_path / "polite.py").write_text(
         "import os, signal\n"
-        "from qwen_edge.runtime.trial_process import be_expendable\n"
+        "from qwen_edge.runtime.devices.trial_process import be_expendable\n"
         "be_expendable(); os.kill(os.getpid(), signal.SIGINT)\n",
         encoding="utf-8",
     )

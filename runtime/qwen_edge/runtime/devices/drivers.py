@@ -3,7 +3,7 @@
 Asked from the operating system with the standard library only, so that it can be said why an
 engine sees no device: there is none, its kernel driver is missing, this user may not open it, or
 the part of the driver that belongs to programs is not installed. What an engine sees is in
-`devices.py`; what is known to go wrong between the two in `known_problems.toml`.
+`probing.py`; what is known to go wrong between the two in `known_problems.toml`.
 """
 
 import importlib

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from qwen_edge.profiles.hardware import Hardware
-from qwen_edge.runtime.devices import DeviceReport
-from qwen_edge.runtime.drivers import (
+from qwen_edge.runtime.devices.drivers import (
     Accelerator,
     find_old_npu_library,
     has_npu_compiler,
     is_wsl,
 )
-from qwen_edge.runtime.known_problems import Fact, Facts
+from qwen_edge.runtime.devices.probing import DeviceReport
+from qwen_edge.runtime.machine.known_problems import Fact, Facts
 from qwen_edge.runtime.manifest import Manifest
 
 FACTS: Mapping[str, str] = {

@@ -30,17 +30,10 @@ from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.profiles.providers import load_providers
 from qwen_edge.runtime.backends.backend import Backend
 from qwen_edge.runtime.backends.onnx_session import CPU_PROVIDER
-from qwen_edge.runtime.compile_trial import TRUSTED_DEVICES, make_record
-from qwen_edge.runtime.devices import KNOWN_DEVICES, DeviceReport
-from qwen_edge.runtime.environment import CACHE_DIR_VARIABLE, read_environment
-from qwen_edge.runtime.golden import GOLDEN_TOLERANCES, follow_tokens, run_golden_tokens
-from qwen_edge.runtime.manifest import FORMAT_ENGINES, DeviceSettings, FormatName, Manifest
-from qwen_edge.runtime.memory import check_memory, estimate_memory
-from qwen_edge.runtime.package import read_manifest
-from qwen_edge.runtime.providers import ProviderReport
-from qwen_edge.runtime.records import read_finding
-from qwen_edge.runtime.schema import parse_json, read_dataclass, to_json
-from qwen_edge.runtime.trial_process import (
+from qwen_edge.runtime.devices.compile_trial import TRUSTED_DEVICES, make_record
+from qwen_edge.runtime.devices.probing import KNOWN_DEVICES, DeviceReport
+from qwen_edge.runtime.devices.providers import ProviderReport
+from qwen_edge.runtime.devices.trial_process import (
     EXIT_DAMAGED,
     EXIT_MISSING,
     EXIT_NO_ENGINE,
@@ -51,6 +44,13 @@ from qwen_edge.runtime.trial_process import (
     be_expendable,
     run_trial,
 )
+from qwen_edge.runtime.environment import CACHE_DIR_VARIABLE, read_environment
+from qwen_edge.runtime.golden import GOLDEN_TOLERANCES, follow_tokens, run_golden_tokens
+from qwen_edge.runtime.manifest import FORMAT_ENGINES, DeviceSettings, FormatName, Manifest
+from qwen_edge.runtime.package import read_manifest
+from qwen_edge.runtime.records import read_finding
+from qwen_edge.runtime.resources.memory import check_memory, estimate_memory
+from qwen_edge.runtime.schema import parse_json, read_dataclass, to_json
 from qwen_edge.runtime.tuning.stored import apply_tuned
 
 _LOGGER = logging.getLogger(__name__)
@@ -326,10 +326,10 @@ def _answer(task: TrialTask) -> int:
 def _open(folder: Path, manifest: Manifest, task: TrialTask) -> Backend:
     """Make the model ready as `run` does, but from scratch: what was remembered is not asked."""
     if task.settings is None:
-        from qwen_edge.runtime.opening import open_format
+        from qwen_edge.runtime.devices.opening import open_format
 
         return open_format("onnx", folder, manifest, device=task.device, threads=None)[0]
-    from qwen_edge.runtime.openvino_opening import check_verdict, compile_backend
+    from qwen_edge.runtime.devices.openvino_opening import check_verdict, compile_backend
 
     check_verdict(manifest, task.device)
     estimate = estimate_memory(manifest, task.settings)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen_edge.runtime.roofline import measure_bandwidth
+from qwen_edge.runtime.machine.roofline import measure_bandwidth
 
 _LOGGER = logging.getLogger(__name__)
 _BANDWIDTH_SECONDS = 0.3

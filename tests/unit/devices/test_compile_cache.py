@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_edge.runtime.compile_cache import prepare_cache_folder, seal_cache_folder
+from qwen_edge.runtime.devices.compile_cache import prepare_cache_folder, seal_cache_folder
 
 PACKAGE = "0123456789abcdef" * 4
 FACTS = {"driver": "1", "openvino": "2026.4.1"}

@@ -7,13 +7,13 @@ import pytest
 
 from qwen_edge.errors import DeviceError, ResourceError, UsageError
 from qwen_edge.profiles.hardware import probe_hardware
-from qwen_edge.runtime import resource_plan
-from qwen_edge.runtime.engine_speed import EngineSpeed
-from qwen_edge.runtime.machine_speed import MachineSpeed
+from qwen_edge.runtime.machine.engine_speed import EngineSpeed
+from qwen_edge.runtime.machine.speed import MachineSpeed
 from qwen_edge.runtime.manifest import DeviceSettings, FileFacts, Manifest, ModelFacts, OnnxFacts
-from qwen_edge.runtime.resource_plan import add_times, check_fits, plan_memory
+from qwen_edge.runtime.resources import plan as resource_plan
+from qwen_edge.runtime.resources.plan import add_times, check_fits, plan_memory
 
-SAMPLE = Manifest.from_bytes((Path(__file__).parents[1] / "data" / "manifest.json").read_bytes())
+SAMPLE = Manifest.from_bytes((Path(__file__).parents[2] / "data" / "manifest.json").read_bytes())
 QWEN3_4B = dataclasses.replace(
     SAMPLE,
     model=ModelFacts(

@@ -1,0 +1,1 @@
+"""What this machine is and can do: speeds that were measured, memory in use, known problems."""
