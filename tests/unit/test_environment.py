@@ -22,27 +22,41 @@ def test_cache_dir_that_depends_on_the_current_folder_is_refused(value: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("platform", "variables", "expected"),
+    ("platform", "variables", "cache_dir", "settings_dir"),
     [
-        ("linux", {"HOME": "/h"}, Path("/h/.cache/qwen-edge")),
-        ("linux", {"HOME": "/h", "XDG_CACHE_HOME": "/x"}, Path("/x/qwen-edge")),
-        ("linux", {"HOME": "/h", "XDG_CACHE_HOME": "x"}, Path("/h/.cache/qwen-edge")),
-        ("linux", {}, None),
-        ("darwin", {"HOME": "/h"}, Path("/h/Library/Caches/qwen-edge")),
-        ("darwin", {}, None),
-        ("win32", {"LOCALAPPDATA": "/l"}, Path("/l/qwen-edge/cache")),
-        ("win32", {"HOME": "/h"}, None),
+        ("linux", {"HOME": "/h"}, "/h/.cache/qwen-edge", "/h/.config/qwen-edge"),
+        ("linux", {"HOME": "/h", "XDG_CACHE_HOME": "/x"}, "/x/qwen-edge", "/h/.config/qwen-edge"),
+        ("linux", {"HOME": "/h", "XDG_CONFIG_HOME": "/x"}, "/h/.cache/qwen-edge", "/x/qwen-edge"),
+        (
+            "linux",
+            {"HOME": "/h", "XDG_CACHE_HOME": "x", "XDG_CONFIG_HOME": "x"},
+            "/h/.cache/qwen-edge",
+            "/h/.config/qwen-edge",
+        ),
+        ("linux", {}, None, None),
+        (
+            "darwin",
+            {"HOME": "/h"},
+            "/h/Library/Caches/qwen-edge",
+            "/h/Library/Application Support/qwen-edge",
+        ),
+        ("darwin", {}, None, None),
+        ("win32", {"LOCALAPPDATA": "/l"}, "/l/qwen-edge/cache", "/l/qwen-edge/settings"),
+        ("win32", {"HOME": "/h"}, None, None),
     ],
     ids=str,
 )
-def test_default_cache_dir_of_each_system(
+def test_default_folders_of_each_system(
     monkeypatch: pytest.MonkeyPatch,
     platform: str,
     variables: dict[str, str],
-    expected: Path | None,
+    cache_dir: str | None,
+    settings_dir: str | None,
 ) -> None:
     monkeypatch.setattr(sys, "platform", platform)
-    assert read_environment(variables).cache_dir == expected
+    read = read_environment(variables)
+    assert read.cache_dir == (cache_dir and Path(cache_dir))
+    assert read.settings_dir == (settings_dir and Path(settings_dir))
 
 
 def test_settings_dir_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -50,30 +64,6 @@ def test_settings_dir_is_taken_as_it_is(tmp_path: Path) -> None:
     assert read.settings_dir == tmp_path
     with pytest.raises(UsageError, match="QWEN_EDGE_CONFIG_DIR is 'x', expected the absolute"):
         read_environment({"QWEN_EDGE_CONFIG_DIR": "x"})
-
-
-@pytest.mark.parametrize(
-    ("platform", "variables", "expected"),
-    [
-        ("linux", {"HOME": "/h"}, Path("/h/.config/qwen-edge")),
-        ("linux", {"HOME": "/h", "XDG_CONFIG_HOME": "/x"}, Path("/x/qwen-edge")),
-        ("linux", {"HOME": "/h", "XDG_CONFIG_HOME": "x"}, Path("/h/.config/qwen-edge")),
-        ("linux", {}, None),
-        ("darwin", {"HOME": "/h"}, Path("/h/Library/Application Support/qwen-edge")),
-        ("darwin", {}, None),
-        ("win32", {"LOCALAPPDATA": "/l"}, Path("/l/qwen-edge/settings")),
-        ("win32", {"HOME": "/h"}, None),
-    ],
-    ids=str,
-)
-def test_default_settings_dir_of_each_system(
-    monkeypatch: pytest.MonkeyPatch,
-    platform: str,
-    variables: dict[str, str],
-    expected: Path | None,
-) -> None:
-    monkeypatch.setattr(sys, "platform", platform)
-    assert read_environment(variables).settings_dir == expected
 
 
 def test_misspelt_variable_is_logged(caplog: pytest.LogCaptureFixture) -> None:

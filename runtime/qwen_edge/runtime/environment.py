@@ -6,9 +6,10 @@ Read here, once, and nowhere else. This module makes no folder and touches no fi
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from qwen_edge.errors import UsageError, did_you_mean
 
@@ -19,6 +20,19 @@ CONFIG_DIR_VARIABLE = "QWEN_EDGE_CONFIG_DIR"
 PROFILE_VARIABLE = "QWEN_EDGE_PROFILE"
 RECIPE_VARIABLE = "QWEN_EDGE_RECIPE"
 _KNOWN = (CACHE_DIR_VARIABLE, CONFIG_DIR_VARIABLE, PROFILE_VARIABLE, RECIPE_VARIABLE)
+
+
+class _Place(NamedTuple):
+    """Where each system keeps files of a kind: names below its folders, and XDG's variable."""
+
+    on_windows: str
+    on_macos: str
+    xdg_variable: str
+    in_home: str
+
+
+_CACHE = _Place("cache", "Caches", "XDG_CACHE_HOME", ".cache")
+_SETTINGS = _Place("settings", "Application Support", "XDG_CONFIG_HOME", ".config")
 
 
 @dataclass(frozen=True)
@@ -54,21 +68,17 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         if name.startswith(_PREFIX) and name not in _KNOWN:
             _LOGGER.warning("%s is not a variable we read.%s", name, did_you_mean(name, _KNOWN))
     return Environment(
-        cache_dir=_read_folder(variables, CACHE_DIR_VARIABLE, _default_cache_dir),
+        cache_dir=_read_folder(variables, CACHE_DIR_VARIABLE, _CACHE),
         profile=variables.get(PROFILE_VARIABLE) or None,
         recipe=variables.get(RECIPE_VARIABLE) or None,
-        settings_dir=_read_folder(variables, CONFIG_DIR_VARIABLE, _default_settings_dir),
+        settings_dir=_read_folder(variables, CONFIG_DIR_VARIABLE, _SETTINGS),
     )
 
 
-def _read_folder(
-    variables: Mapping[str, str],
-    name: str,
-    default: Callable[[Mapping[str, str], str], Path | None],
-) -> Path | None:
+def _read_folder(variables: Mapping[str, str], name: str, place: _Place) -> Path | None:
     """Return the folder that a variable names, or the system's own."""
     if name not in variables:
-        return default(variables, sys.platform)
+        return _default_dir(place, variables, sys.platform)
     value = variables[name]
     path = Path(value)
     if not value.strip() or not path.is_absolute():
@@ -81,39 +91,21 @@ def _read_folder(
     return path
 
 
-def _default_cache_dir(variables: Mapping[str, str], platform: str) -> Path | None:
-    """Return where this system keeps files that may be deleted at any time.
+def _default_dir(place: _Place, variables: Mapping[str, str], platform: str) -> Path | None:
+    """Return where this system keeps files of a kind that belong to one person and machine.
 
     Source:
         XDG Base Directory Specification 0.8 (relative values are ignored); Known Folders,
-        Microsoft (LocalAppData); File System Programming Guide, Apple (Library/Caches).
+        Microsoft (LocalAppData, since AppData follows its user to other machines); File System
+        Programming Guide, Apple (Library).
     """
     if platform == "win32":
         local = variables.get("LOCALAPPDATA", "")
-        return Path(local) / "qwen-edge" / "cache" if local else None
+        return Path(local) / "qwen-edge" / place.on_windows if local else None
     home = variables.get("HOME", "")
     if platform == "darwin":
-        return Path(home) / "Library" / "Caches" / "qwen-edge" if home else None
-    xdg = variables.get("XDG_CACHE_HOME", "")
+        return Path(home) / "Library" / place.on_macos / "qwen-edge" if home else None
+    xdg = variables.get(place.xdg_variable, "")
     if xdg and Path(xdg).is_absolute():
         return Path(xdg) / "qwen-edge"
-    return Path(home) / ".cache" / "qwen-edge" if home else None
-
-
-def _default_settings_dir(variables: Mapping[str, str], platform: str) -> Path | None:
-    """Return where this system keeps a person's settings that belong to this machine.
-
-    Source:
-        As `_default_cache_dir`; on Windows LocalAppData, since AppData follows its user to other
-        machines; Application Support on macOS.
-    """
-    if platform == "win32":
-        local = variables.get("LOCALAPPDATA", "")
-        return Path(local) / "qwen-edge" / "settings" if local else None
-    home = variables.get("HOME", "")
-    if platform == "darwin":
-        return Path(home) / "Library" / "Application Support" / "qwen-edge" if home else None
-    xdg = variables.get("XDG_CONFIG_HOME", "")
-    if xdg and Path(xdg).is_absolute():
-        return Path(xdg) / "qwen-edge"
-    return Path(home) / ".config" / "qwen-edge" if home else None
+    return Path(home) / place.in_home / "qwen-edge" if home else None
