@@ -13,7 +13,7 @@ from qwen_edge.runtime.resources.run_time import RunTime, estimate_run_time
 
 WORK = ModelWork(2_263_000_000, 84_787, 3_633_000_000, 294_912)
 MACHINE = MachineSpeed(29e9, 1.5e9, 68e6)
-ENGINE = EngineSpeed(0.33e9, 330e9, 45e9)
+ENGINE = EngineSpeed(0.33e9, 330e9, 60e9)
 
 
 def estimate(
@@ -37,10 +37,10 @@ def estimate(
 
 
 def test_the_full_size_is_near_what_was_measured() -> None:
-    """Two idle cores: 54 tokens/s of a prompt, 84 to 117 ms a token, 9 to 11 s to prepare."""
+    """Two cores: 54 to 62 tokens/s of a prompt, 84 to 135 ms a token, 9 to 12 s to prepare."""
     time = estimate()
     assert 40 < time.prompt_tokens_per_s < 80
-    assert 8 < time.answer_tokens_per_s < 12
+    assert 6 < time.answer_tokens_per_s < 10
     assert 12 < time.load_s < 22
     assert time.hash_s == pytest.approx(2_286 / 1_500)
 
@@ -52,10 +52,10 @@ def test_a_slower_machine_takes_longer(field: str) -> None:
     assert slow.load_s + slow.hash_s + slow.step_s > fast.load_s + fast.hash_s + fast.step_s
 
 
-def test_arithmetic_decides_prompts_and_memory_answers() -> None:
+def test_arithmetic_decides_prompts_and_both_decide_answers() -> None:
     slow_engine = estimate(engine=EngineSpeed(0.33e9, 165e9, 45e9))
     assert slow_engine.prompt_s(512) > 1.5 * estimate().prompt_s(512)
-    assert slow_engine.step_s == estimate().step_s
+    assert estimate().step_s < slow_engine.step_s < 1.3 * estimate().step_s
     slow_memory = estimate(dataclasses.replace(MACHINE, memory_bytes_per_s=14.5e9))
     assert slow_memory.prompt_s(512) == estimate().prompt_s(512)
     assert slow_memory.step_s_per_token == 2 * estimate().step_s_per_token

@@ -26,6 +26,7 @@ _LOGGER = logging.getLogger(__name__)
 _BANDWIDTH_SECONDS = 0.3
 _HASHED_BYTES = 16 << 20
 _DISK_BYTES = 32 << 20
+_CALLS = 7
 _LEAST_SECONDS = 1e-4  # a clock's step; nothing here is faster
 _LOOPS = 200_000
 
@@ -62,7 +63,7 @@ def measure_hashing() -> float:
 
 
 def measure_loops() -> float:
-    """Return turns per second of an empty loop, the best of three."""
+    """Return turns per second of an empty loop, the best of a few times."""
 
     def loop() -> None:
         for _ in range(_LOOPS):
@@ -160,9 +161,9 @@ def _resident_share(descriptor: int, start: int, num_bytes: int) -> float | None
 
 
 def _best_of(work: Callable[[], object]) -> float:
-    """Return the seconds of the fastest of three calls."""
+    """Return the seconds of the fastest of a few calls: others are slowed by something else."""
     times = []
-    for _ in range(3):
+    for _ in range(_CALLS):
         started_s = time.perf_counter()
         work()
         times.append(time.perf_counter() - started_s)

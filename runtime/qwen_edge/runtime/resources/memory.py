@@ -34,8 +34,9 @@ CPU_FACTORS = {"int4": 1.08, "int8": 1.0, "fp16": 1.0}
 # 5.1 GB of private memory for the 1.19 GB of Qwen3-0.6B, and 5.6 GB once a prompt was read.
 WIDENED_FACTOR = 4.5
 # Activations of a prompt's chunk and logits, per token of the chunk and number of the hidden
-# state. Measured with 512 tokens: 110 to 130, 246 and 280 MB (Qwen3-0.6B, -1.7B, -4B).
-WORKING_BYTES = 220
+# state. Measured with 512 tokens: 110 to 130, 246 and 280 MB (Qwen3-0.6B, -1.7B, -4B) after calls
+# of every size, and about half where the first question did not wait for these.
+WORKING_BYTES = 165
 # The same of ONNX Runtime, by (portable, 16 bits). Measured, at the peak: 2.5 GB for the 2.34 GB of
 # Qwen3-4B int4; of Qwen3-0.6B 5.3 GB for 1.19 GB of fp16, and in portable form 3.0 GB for as much,
 # 1.0 GB for 0.61 GB of int8.
