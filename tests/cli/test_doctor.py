@@ -218,7 +218,7 @@ def test_profiles_take_the_first_device_that_is_here(cli: Any, machine: Any) -> 
 
 @pytest.mark.parametrize(
     ("available", "tokens", "can_run"),
-    [(20e9, 32_768, True), (3.5e9, 8_000, True), (2.7e9, 0, False), (1e9, 0, False)],
+    [(20e9, 32_768, True), (3.5e9, 9_500, True), (2.7e9, 0, False), (1e9, 0, False)],
 )
 def test_profiles_know_how_much_the_memory_has_room_for(
     cli: Any, machine: Any, available: float, tokens: int, can_run: bool
