@@ -258,9 +258,10 @@ def measure_forced(models: tuple[Model, Model], rounds: int) -> dict[str, Any]:
 def measure_demo(models: tuple[Model, Model], num_prompts: int) -> dict[str, Any]:
     """Measure prompt lookup on a model that copies: its own tasks, answered greedily.
 
-    `demo_repeat` repeats a long text and `demo_form` extracts long lines; `demo_again` asks a short
-    question twice in one conversation, so that the second answer repeats the first;
-    `demo_extraction` and `demo_edit` copy single values of a few tokens.
+    `demo_repeat` repeats a long text; `demo_form` extracts lines of 18 to 22 words, longer than
+    those of the training: shorter ones gain less (docs/LOG.md). `demo_again` asks a short question
+    twice in one conversation, so that the second answer repeats the first; `demo_extraction` and
+    `demo_edit` copy single values of a few tokens.
     """
     plain_model, fast_model = models
     result: dict[str, Any] = {}

@@ -202,3 +202,40 @@ def test_device_that_fails_when_its_buffers_are_allocated_is_passed_over(
         assert "CL_OUT_OF_RESOURCES" in choice_of(model).reason
     with pytest.raises(DeviceError, match="CL_OUT_OF_RESOURCES"):
         load(package, device="GPU", warm_up=False)
+
+
+def gpu_settings() -> DeviceSettings:
+    properties = {"ACTIVATIONS_SCALE_FACTOR": 8.0, "INFERENCE_PRECISION_HINT": "f16"}
+    return DeviceSettings("GPU", properties, 64, None, None, 16)
+
+
+def test_a_factor_of_older_packages_does_not_reach_the_gpu(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def remember(model: Any, device: str, properties: dict[str, Any]) -> Any:
+        seen.update(properties)
+        return compile_model(model, "CPU", {})
+
+    monkeypatch.setattr(openvino_opening, "compile_model", remember)
+    manifest = read_manifest(package)
+    vocab_size = manifest.model.vocab_size
+    openvino_opening.compile_backend(package, gpu_settings(), vocab_size=vocab_size).close()
+    assert seen == {"INFERENCE_PRECISION_HINT": "f16"}
+
+
+def test_the_driver_s_own_limit_of_a_buffer_counts(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Driver:
+        def Core(self) -> "Driver":  # noqa: N802 - OpenVINO's name
+            return self
+
+        def get_property(self, device: str, name: str) -> int:
+            assert (device, name) == ("GPU", "GPU_DEVICE_MAX_ALLOC_MEM_SIZE")
+            return 1
+
+    monkeypatch.setattr(openvino_opening, "import_openvino", Driver)
+    with pytest.raises(ResourceError):
+        openvino_opening._check_gpu(read_manifest(package), gpu_settings())

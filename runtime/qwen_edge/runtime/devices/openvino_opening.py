@@ -222,9 +222,10 @@ def compile_backend(
     if not is_static:  # the NPU plugin looks for the head itself and cuts it its own way
         keep_last_logits(model, MAX_SCORED_TOKENS)
     properties = dict(settings.properties)
-    if settings.device == "GPU":
-        # Packages of earlier versions name it; it makes language models slower and less exact.
-        properties.pop("ACTIVATIONS_SCALE_FACTOR", None)
+    # Packages of earlier versions name it for the GPU; language models get slower and less exact.
+    factor = properties.pop("ACTIVATIONS_SCALE_FACTOR", None)
+    if factor is not None:
+        _LOGGER.info("The package's ACTIVATIONS_SCALE_FACTOR is left out: it does harm")
     if threads is not None and settings.device == "CPU":
         properties["INFERENCE_NUM_THREADS"] = threads
     if cache_folder is not None:
