@@ -32,7 +32,7 @@ TURN_TOKENS = 16  # a second or two at full size
 GREEDY = SamplingParams(temperature=0.0)
 DEMO_TASKS: dict[str, Callable[..., Exchange]] = {
     "repeat": repeat,
-    "form": partial(form, words=(18, 22)),
+    "form": partial(form, words=(20, 28)),
     "again": extraction,
     "extraction": extraction,
     "edit": edit,

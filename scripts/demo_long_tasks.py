@@ -14,7 +14,7 @@ from demo_values import Draw
 FORM_LINES = ["sender", "recipient", "subject", "place", "reason", "note", "contact", "item"]
 
 
-def form(draw: Draw, *, thinks: bool, words: tuple[int, int] = (3, 16)) -> Exchange:
+def form(draw: Draw, *, thinks: bool, words: tuple[int, int] = (3, 30)) -> Exchange:
     """Ask for some lines of a filled-in form as JSON, in the order asked.
 
     Args:

@@ -227,9 +227,8 @@ def train(arguments: argparse.Namespace) -> Progress:
             optimizer.load_state_dict(optimizer_state)
         progress = Progress(**state["progress"])
     decoder = torch.compile(network.model, dynamic=True) if arguments.compile else network.model
-    seed, short_until = TRAINING_SEED + progress.step, SHORT_UNTIL
-    if arguments.start_from is not None:  # copying is learned; the same batches teach little
-        seed, short_until = seed + 1_000_000, 0.0
+    short_until = SHORT_UNTIL if arguments.start_from is None else 0.0  # copying is learned
+    seed = arguments.seed + progress.step
     batches = iter_batches(tokenizer, chat_template, seed, progress, short_until)
     reported_s, losses = progress.elapsed_s, []
     while progress.elapsed_s < arguments.minutes * 60:
@@ -302,6 +301,9 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on from --checkpoint")
     parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="train FOLDER further")
     parser.add_argument("--rate", type=float, default=1.0, help="factor of the peak rates")
+    parser.add_argument(
+        "--seed", type=int, default=TRAINING_SEED, help="another one for each --start-from"
+    )
     parser.add_argument("--checkpoint", type=Path, default=Path("build/demo-checkpoint.pt"))
     parser.add_argument("--samples", type=int, default=200, help="held-out samples per task")
     parser.add_argument("--threads", type=int, default=2)
