@@ -119,7 +119,7 @@ def check_run(package: Path, environment: dict[str, str]) -> list[Check]:
     seconds, memory_bytes, answer = run_command(arguments, environment)
     prompt, new = answer["prompt_tokens"], answer["new_tokens"]
     planned_s = plan.time.load_s + plan.time.hash_s + plan.time.answer_s(prompt, new)
-    planned_bytes = plan.memory.bytes_at(prompt + new) + plan.memory.process_bytes
+    planned_bytes = plan.memory.private_bytes_at(prompt + new)
     prompt_s, answer_s = plan.time.prompt_s(prompt), plan.time.answer_s(prompt, new)
     measured_s = answer["total_s"]
     print(

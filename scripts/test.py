@@ -29,6 +29,9 @@ def main() -> None:
         requirements.insert(0, [TORCH])
     name = ".venv-test-without-torch" if arguments.without_torch else ".venv-test"
     python = str(make_environment(ROOT / name, requirements))
+    run(
+        [python, "scripts/build_kernels.py"]
+    )  # installed before, but their sources may have changed
     if not arguments.tests_only:
         run([python, "-m", "ruff", "format", "--check", "."])
         run([python, "-m", "ruff", "check", "."])

@@ -19,7 +19,7 @@ def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give this machine 16 GB and known speeds."""
     where = "qwen_edge.runtime.resources.plan."
     monkeypatch.setattr(f"{where}measure_machine", lambda: MachineSpeed(25e9, 1e9, 68e6))
-    engine = EngineSpeed(0.3e9, 300e9, 45e9)
+    engine = EngineSpeed(0.3e9, 300e9, 45e9, 75e9)
     monkeypatch.setattr(f"{where}measure_engine", lambda *args, **kwargs: engine)
     set_memory(monkeypatch, 16_000_000_000)
 

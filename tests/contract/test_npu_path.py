@@ -223,9 +223,9 @@ def test_what_a_child_compiled_is_loaded_and_proven(
     loaded: list[bool] = []
     make = openvino_opening._make_backend
 
-    def look(compiled: Any, settings: DeviceSettings) -> Any:
+    def look(compiled: Any, *arguments: Any) -> Any:
         loaded.append(bool(compiled.get_property("LOADED_FROM_CACHE")))
-        return make(compiled, settings)
+        return make(compiled, *arguments)
 
     monkeypatch.setattr(compile_trial, "run_task", count)
     monkeypatch.setattr(openvino_opening, "_make_backend", look)

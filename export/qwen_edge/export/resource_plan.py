@@ -87,7 +87,10 @@ class ExportSpeeds:
 NOMINAL = ExportSpeeds(
     MachineSpeed(memory_bytes_per_s=25e9, hash_bytes_per_s=1.2e9, loops_per_s=60e6),
     EngineSpeed(
-        prepared_weights_per_s=0.3e9, multiplied_weights_per_s=300e9, stepped_weights_per_s=40e9
+        prepared_weights_per_s=0.3e9,
+        multiplied_weights_per_s=300e9,
+        stepped_weights_per_s=40e9,
+        attention_macs_per_s=75e9,
     ),
     quantised_weights_per_s=0.5e9,
     write_bytes_per_s=1e9,

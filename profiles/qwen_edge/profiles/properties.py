@@ -18,6 +18,13 @@ from qwen_edge.errors import did_you_mean
 
 PropertyValue = str | int | bool
 
+KERNELS = "QWEN_EDGE_KERNELS"
+"""Not the engine's but ours: what computes products with compressed weights on a CPU."""
+ENGINE_KERNELS = "engine"
+"""The value of `KERNELS` that leaves them to the engine."""
+OWN_KERNELS = ("amx", "avx512-vnni", "avx2-vnni", "avx2")
+"""The values of `KERNELS` that name our own, best first; "auto" takes the first that runs."""
+
 
 @dataclass(frozen=True)
 class PropertyRule:
@@ -87,6 +94,7 @@ KNOWN_PROPERTIES: Mapping[str, Mapping[str, PropertyRule]] = MappingProxyType(
                 "ENABLE_HYPER_THREADING": _FLAG,
                 "ENABLE_CPU_PINNING": _FLAG,
                 "ENABLE_CPU_RESERVATION": _FLAG,
+                KERNELS: _one_of("auto", ENGINE_KERNELS, *OWN_KERNELS),
             }
         ),
         "GPU": MappingProxyType(

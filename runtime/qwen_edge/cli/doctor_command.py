@@ -11,6 +11,7 @@ import click
 from qwen_edge.cli.doctor_engines import (
     Finding,
     check_devices,
+    check_kernels,
     check_providers,
     check_versions,
     find_openvino_error,
@@ -98,6 +99,7 @@ def command(package: str | None, time_limit: float, as_json: bool) -> None:
     findings = [
         *check_hardware(probes.hardware),
         *_check_devices(probes, broken),
+        *check_kernels(),
         *check_providers(probes.versions, providers),
         *check_versions(probes.versions),
         *_check_known(facts, broken),

@@ -150,6 +150,27 @@ def _describe_device(
     return ", ".join([report.full_name or "a device without a name", *told])
 
 
+def check_kernels() -> list[Finding]:
+    """Tell which of our kernels run on this CPU, or why the engine's do."""
+    from qwen_edge.runtime.kernels import find_kernels
+
+    try:
+        library = find_kernels()
+    except (MissingExtraError, DeviceError):
+        return []  # `check_versions` and `find_openvino_error` say so
+    if library.names:
+        others = f", and {', '.join(library.names[1:])}" if library.names[1:] else ""
+        return [Finding("ok", f"own kernels for compressed weights: {library.names[0]}{others}")]
+    return [
+        Finding(
+            "note",
+            "no own kernels, so OpenVINO's compute compressed weights, which start slower and take "
+            f"more memory: {library.reason}",
+            library.fix or "",
+        )
+    ]
+
+
 def check_providers(
     versions: Mapping[str, str], reports: "Sequence[ProviderReport]"
 ) -> list[Finding]:

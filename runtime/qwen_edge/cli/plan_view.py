@@ -71,12 +71,22 @@ def describe_device_plan(plan: "DevicePlan") -> list[str]:
         f"{memory.min_cache_tokens:,} tokens, "
         f"{format_bytes(memory.max_bytes + memory.process_bytes)} with the whole context; "
         f"{available}",
+        *_describe_mapped(memory.mapped_bytes),
         f"context  {plan.context_tokens:,} of {memory.max_cache_tokens:,} tokens fit "
         f"({format_bytes(memory.cache_bytes_per_token)} each)",
     ]
     if plan.time is not None:
         lines += _describe_time(plan.time)
     return lines + [f"note     {note}" for note in plan.notes]
+
+
+def _describe_mapped(mapped_bytes: int) -> list[str]:
+    if not mapped_bytes:
+        return []
+    return [
+        f"         {format_bytes(mapped_bytes)} of it are the model's file, used where it lies: "
+        "the system can take that back"
+    ]
 
 
 def _describe_time(time: "RunTime") -> list[str]:

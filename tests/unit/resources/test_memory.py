@@ -33,6 +33,12 @@ QWEN3_4B = dataclasses.replace(
 )
 
 
+@pytest.fixture(autouse=True)
+def engine_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures below are those of the engine's kernels, on any machine."""
+    monkeypatch.setattr("qwen_edge.runtime.resources.memory.are_used", lambda _: False)
+
+
 def settings(device: str, **properties: str) -> DeviceSettings:
     prompt = 1024 if device == "NPU" else None
     return DeviceSettings(device, properties, 4096, prompt, prompt, 512)

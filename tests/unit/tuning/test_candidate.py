@@ -29,6 +29,7 @@ def axes_of(
     capabilities: tuple[str, ...] = CAPABILITIES,
     head_dim: int = 128,
     workload: str = "rag",
+    kernels: tuple[str, ...] = (),
 ) -> dict[str, Axis]:
     """Return axes by name."""
     found = find_axes(
@@ -37,6 +38,7 @@ def axes_of(
         capabilities=capabilities,
         head_dim=head_dim,
         workload=WORKLOADS[workload],
+        kernels=kernels,
     )
     return {axis.name: axis for axis in found}
 
@@ -168,3 +170,17 @@ def test_stored_changes_are_those_that_tuning_makes(
     device: str, name: str, value: str | int, is_fine: bool
 ) -> None:
     assert (find_change_problem(device, name, value) is None) is is_fine
+
+
+def test_with_kernels_of_our_own_they_are_what_is_compared(
+    settings: DeviceSettings, hardware: Hardware
+) -> None:
+    axes = axes_of(settings, hardware, kernels=("avx2",))
+    assert [option.properties for option in axes["kernels"].options] == [
+        {"QWEN_EDGE_KERNELS": "auto"},
+        {"QWEN_EDGE_KERNELS": "engine"},
+    ]
+    assert "dynamic quantisation" not in axes
+    base = Candidate.of(settings)
+    assert base.with_option(axes["kernels"].options[0]).key == base.key
+    assert base.with_option(axes["kernels"].options[1]).key != base.key

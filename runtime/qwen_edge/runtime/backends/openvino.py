@@ -43,6 +43,7 @@ class OpenVinoBackend:
         max_context_tokens: Most tokens in the cache.
         prefill_chunk_tokens: Most tokens per call of the engine; bounds its working memory.
         min_holes_to_compact: Holes below which the cache is not rewritten, unless it is full.
+        keeps_alive: What `compiled` needs; held until the backend is closed.
 
     State:
         The engine holds `num_rows` rows, those of `ids` among them; `mask[0, :num_rows]` is 1
@@ -57,7 +58,9 @@ class OpenVinoBackend:
         max_context_tokens: int,
         prefill_chunk_tokens: int,
         min_holes_to_compact: int = MIN_HOLES_TO_COMPACT,
+        keeps_alive: object = None,
     ) -> None:
+        self._keeps_alive = keeps_alive
         self._request = DecoderRequest(compiled, device)
         self._max_context_tokens = max_context_tokens
         self._prefill_chunk_tokens = prefill_chunk_tokens
@@ -196,6 +199,7 @@ class OpenVinoBackend:
         """Release the engine. Calling it twice is harmless."""
         self._forget()
         self._request.close()
+        self._keeps_alive = None
 
     def _check_arrays(self, snapshot: CacheSnapshot) -> None:
         """Refuse arrays that are not this model's, or that have no room here."""

@@ -14,6 +14,7 @@ from typing import Any
 from qwen_edge.errors import DeviceError, PackageError, ResourceError, format_bytes
 from qwen_edge.profiles.choose import AUTO, Choice
 from qwen_edge.profiles.hardware import probe_hardware
+from qwen_edge.profiles.properties import KERNELS
 from qwen_edge.runtime.backends.compiling import read_ir
 from qwen_edge.runtime.batching.batch_backend import BatchBackend
 from qwen_edge.runtime.batching.openvino_paged import OpenVinoPagedEngine
@@ -110,6 +111,7 @@ def _open_paged(
     check_sizes(folder, manifest)
     stamps = read_stamps(folder, _FILES)
     properties: dict[str, Any] = dict(settings.properties)
+    properties.pop(KERNELS, None)  # the engine's own: rows are then the same in every company
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = threads
     compiled = compile_paged(read_ir(folder / MODEL_XML), properties)

@@ -14,8 +14,9 @@ from qwen_edge.errors import DeviceError, PackageError, join_problems
 from qwen_edge.profiles.choose import AUTO, Choice, choose_device
 from qwen_edge.profiles.gpu_memory import check_gpu_buffers
 from qwen_edge.profiles.hardware import probe_hardware
-from qwen_edge.runtime.backends.backend import MAX_SCORED_TOKENS, Backend
+from qwen_edge.runtime.backends.backend import Backend
 from qwen_edge.runtime.backends.compiling import compile_model, read_ir
+from qwen_edge.runtime.backends.decoder_preparing import Prepared, prepare_decoder
 from qwen_edge.runtime.backends.decoder_request import (
     ATTENTION_MASK,
     BEAM_IDX,
@@ -23,7 +24,6 @@ from qwen_edge.runtime.backends.decoder_request import (
     LOGITS,
     POSITION_IDS,
 )
-from qwen_edge.runtime.backends.last_logits import keep_last_logits
 from qwen_edge.runtime.backends.openvino import OpenVinoBackend
 from qwen_edge.runtime.backends.openvino_static import StaticOpenVinoBackend
 from qwen_edge.runtime.devices.answer_check import check_answers
@@ -218,9 +218,6 @@ def compile_backend(
     """
     model = read_ir(folder / MODEL_XML)
     _check_ports(model, vocab_size)
-    is_static = settings.max_prompt_tokens is not None
-    if not is_static:  # the NPU plugin looks for the head itself and cuts it its own way
-        keep_last_logits(model, MAX_SCORED_TOKENS)
     properties = dict(settings.properties)
     # Packages of earlier versions name it for the GPU; language models get slower and less exact.
     factor = properties.pop("ACTIVATIONS_SCALE_FACTOR", None)
@@ -230,16 +227,21 @@ def compile_backend(
         properties["INFERENCE_NUM_THREADS"] = threads
     if cache_folder is not None:
         properties["CACHE_DIR"] = str(cache_folder)
-    return _make_backend(compile_model(model, settings.device, properties), settings)
+    prepared = Prepared(properties)
+    if settings.max_prompt_tokens is None:  # the NPU plugin looks for the head and cuts it itself
+        prepared = prepare_decoder(model, settings.device, properties)
+    compiled = compile_model(model, settings.device, prepared.properties)
+    return _make_backend(compiled, settings, prepared.keeps_alive)
 
 
-def _make_backend(compiled: Any, settings: DeviceSettings) -> Backend:
+def _make_backend(compiled: Any, settings: DeviceSettings, keeps_alive: object) -> Backend:
     if settings.max_prompt_tokens is None:
         return OpenVinoBackend(
             compiled,
             device=settings.device,
             max_context_tokens=settings.max_context_tokens,
             prefill_chunk_tokens=settings.prefill_chunk_tokens,
+            keeps_alive=keeps_alive,
         )
     return StaticOpenVinoBackend(
         compiled,

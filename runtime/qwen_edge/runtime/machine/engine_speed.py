@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwen_edge.runtime.backends.compiling import compile_model
+from qwen_edge.runtime.backends.decoder_preparing import put_in_kernels
 from qwen_edge.runtime.engine import import_openvino
 from qwen_edge.runtime.manifest import PropertyValue
 from qwen_edge.runtime.resources.memory import WeightFormat
@@ -24,6 +25,7 @@ _WIDENING = 3  # an MLP's matrices are about three times as wide as they are hig
 _GROUP = 128
 _WARM_UP_ROWS = 16  # as backends/warming.py has it: a prompt, then a single token
 _MIN_ROUNDS = 3
+_ATTENTION_HEADS, _ATTENTION_WIDTH = 8, 128
 _STEPS = 10
 _SCALE = 0.004  # keeps numbers finite through all matrices
 
@@ -37,11 +39,16 @@ class EngineSpeed:
         multiplied_weights_per_s: Weights times rows of a prompt's chunk.
         stepped_weights_per_s: Weights that a single row is multiplied by, from the caches: the
             kernels of narrow matrices are slower than memory.
+        attention_macs_per_s: Multiplications of attention over a prompt's chunk, half of them
+            counted: those with tokens that came before.
+        has_own_kernels: Whether weights were multiplied by our kernels.
     """
 
     prepared_weights_per_s: float
     multiplied_weights_per_s: float
     stepped_weights_per_s: float
+    attention_macs_per_s: float
+    has_own_kernels: bool = False
 
 
 def measure_engine(
@@ -69,7 +76,8 @@ def measure_engine(
     num_pairs = max(1, round(_PROBE_WEIGHTS / (2 * _WIDENING * width * width)))
     num_weights = num_pairs * 2 * _WIDENING * width * width
     model, kept = _build_probe(weights, width, num_pairs)
-    request = compile_model(model, "CPU", properties).create_infer_request()
+    prepared = put_in_kernels(model, "CPU", properties)
+    request = compile_model(model, "CPU", prepared.properties).create_infer_request()
     rows = [np.full((1, n, width), 0.5, np.float32) for n in (_WARM_UP_ROWS, 1, chunk_tokens)]
 
     def run(data: npt.NDArray[np.float32]) -> float:
@@ -89,7 +97,35 @@ def measure_engine(
         prepared_weights_per_s=num_weights / max(first_s - again_s, 1e-6),
         multiplied_weights_per_s=num_weights * chunk_tokens / float(np.median(chunk_s[1:])),
         stepped_weights_per_s=num_weights / step_s,
+        attention_macs_per_s=_measure_attention(prepared.properties, chunk_tokens),
+        has_own_kernels=prepared.kernels is not None,
     )
+
+
+def _measure_attention(properties: Mapping[str, PropertyValue], num_tokens: int) -> float:
+    """Return the multiplications per second of attention over a prompt.
+
+    The cache that a decoder has is left out: a prompt is computed before it is rounded.
+    """
+    ov = import_openvino()
+    ops = ov.opset15
+    shape = [1, _ATTENTION_HEADS, -1, _ATTENTION_WIDTH]
+    inputs = [ops.parameter(shape, ov.Type.f32, name=name) for name in "qkv"]
+    mask = ops.parameter([1, 1, -1, -1], ov.Type.f32, name="mask")
+    attention = ops.scaled_dot_product_attention(*inputs, mask)
+    model = ov.Model([attention], [*inputs, mask], "attention")
+    request = compile_model(model, "CPU", properties).create_infer_request()
+    shape[2] = num_tokens
+    row = np.full(shape, 0.1, np.float32)
+    causal = np.triu(np.full((1, 1, num_tokens, num_tokens), -1e4, np.float32), 1)
+    seconds = []
+    for _ in range(_MIN_ROUNDS + 1):
+        started_s = time.perf_counter()
+        request.infer([row, row, row, causal], share_inputs=True, share_outputs=True)
+        seconds.append(time.perf_counter() - started_s)
+    pairs = num_tokens * (num_tokens + 1) / 2
+    macs = 2 * _ATTENTION_HEADS * _ATTENTION_WIDTH * pairs
+    return macs / float(np.median(seconds[1:]))
 
 
 def _build_probe(weights: WeightFormat, width: int, num_pairs: int) -> tuple[Any, list[Any]]:

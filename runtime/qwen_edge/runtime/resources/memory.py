@@ -11,6 +11,7 @@ from typing import Literal
 
 from qwen_edge.errors import ResourceError, format_bytes
 from qwen_edge.profiles.gpu_memory import estimate_gpu_memory
+from qwen_edge.runtime.kernels import are_used
 from qwen_edge.runtime.manifest import (
     MODEL_BIN,
     MODEL_ONNX_DATA,
@@ -105,6 +106,8 @@ class MemoryEstimate:
         process_bytes: Program and tokenizer. On top of the others, which are about what is
             still to be taken once these are there.
         cache_copies: How often the cache is there while it grows.
+        mapped_bytes: Of `model_bytes`, what are pages of the model's file: needed to be fast, but
+            the system can take them back, and other programs share them.
     """
 
     model_bytes: int
@@ -113,10 +116,15 @@ class MemoryEstimate:
     max_cache_tokens: int
     process_bytes: int = 0
     cache_copies: int = 1
+    mapped_bytes: int = 0
 
     def bytes_at(self, num_tokens: int) -> int:
         """Return what a conversation of so many tokens takes, with the model."""
         return self.model_bytes + num_tokens * self.cache_bytes_per_token * self.cache_copies
+
+    def private_bytes_at(self, num_tokens: int) -> int:
+        """Return what of it is the program's own, with the program itself."""
+        return self.bytes_at(num_tokens) + self.process_bytes - self.mapped_bytes
 
     @property
     def min_bytes(self) -> int:
@@ -225,7 +233,14 @@ def estimate_size(size: ModelSize, settings: DeviceSettings) -> MemoryEstimate:
         max_cache_tokens=max_tokens,
         process_bytes=0 if is_whole else process_bytes,
         cache_copies=copies,
+        mapped_bytes=size.weights_bytes if _reads_file(size, settings) else 0,
     )
+
+
+def _reads_file(size: ModelSize, settings: DeviceSettings) -> bool:
+    """Whether weights are used where the file is mapped, by kernels of our own."""
+    is_cpu = size.format == "openvino" and settings.device == "CPU"
+    return is_cpu and size.weights != "fp16" and are_used(settings.properties)
 
 
 def _engine_bytes(size: ModelSize, settings: DeviceSettings) -> tuple[float, float, int]:
@@ -244,6 +259,8 @@ def _engine_bytes(size: ModelSize, settings: DeviceSettings) -> tuple[float, flo
     hint = str(settings.properties.get("INFERENCE_PRECISION_HINT", "f32")).lower()
     is_widened = size.weights == "fp16" and hint == "f32"
     factor = WIDENED_FACTOR if is_widened else CPU_FACTORS[size.weights]
+    if _reads_file(size, settings):
+        factor = 1.0
     working = WORKING_BYTES * settings.prefill_chunk_tokens * size.hidden_size
     return factor * size.weights_bytes + working, value_bytes, 1
 

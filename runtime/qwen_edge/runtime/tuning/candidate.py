@@ -15,12 +15,13 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from qwen_edge.profiles.hardware import Hardware
-from qwen_edge.profiles.properties import find_property_problem
+from qwen_edge.profiles.properties import ENGINE_KERNELS, KERNELS, find_property_problem
+from qwen_edge.runtime.kernels import AUTO
 from qwen_edge.runtime.manifest import DeviceSettings, PropertyValue
 from qwen_edge.runtime.tuning.workload import Workload
 
 PREFILL_CHUNK = "prefill_chunk_tokens"
-"""Our own setting; all others are properties of the engine by its own names."""
+"""Our own setting, as `KERNELS` is; all others are properties of the engine by its own names."""
 
 TUNABLE: Mapping[str, frozenset[str]] = MappingProxyType(
     {
@@ -32,6 +33,7 @@ TUNABLE: Mapping[str, frozenset[str]] = MappingProxyType(
                 "INFERENCE_PRECISION_HINT",
                 "KEY_CACHE_GROUP_SIZE",
                 "KV_CACHE_PRECISION",
+                KERNELS,
                 "SCHEDULING_CORE_TYPE",
                 "VALUE_CACHE_GROUP_SIZE",
             }
@@ -61,10 +63,11 @@ REFERENCE_PROPERTIES: Mapping[str, Mapping[str, PropertyValue]] = MappingProxyTy
 
 # They change the order of sums at most.
 _SPEED_ONLY = frozenset({"ENABLE_HYPER_THREADING", "INFERENCE_NUM_THREADS", "SCHEDULING_CORE_TYPE"})
-# Where a property is left out, the engine takes this.
-_ENGINE_DEFAULTS: Mapping[str, PropertyValue] = MappingProxyType(
+# Where a property is left out, this is taken.
+_CACHE_DEFAULTS: Mapping[str, PropertyValue] = MappingProxyType(
     {"KEY_CACHE_GROUP_SIZE": 0, "VALUE_CACHE_GROUP_SIZE": 0}
 )
+_DEFAULTS: Mapping[str, PropertyValue] = MappingProxyType({**_CACHE_DEFAULTS, KERNELS: AUTO})
 _QUANTISATION_GROUPS = (128, 64, 32, 0)  # the fastest known first, should the time run out
 _CHUNKS = (256, 512, 1024)
 _CACHE_GROUP = 64
@@ -113,7 +116,7 @@ class Candidate:
         """Return these settings with a change."""
         properties = dict(self.properties)
         for name, value in option.properties.items():
-            if name in properties or _ENGINE_DEFAULTS.get(name) != value:
+            if name in properties or _DEFAULTS.get(name) != value:
                 properties[name] = value
         return Candidate(properties, option.prefill_chunk_tokens or self.prefill_chunk_tokens)
 
@@ -140,7 +143,7 @@ class Candidate:
         return tuple(
             (name, value)
             for name, value in sorted(self.properties.items())
-            if name not in without and _ENGINE_DEFAULTS.get(name) != value
+            if name not in without and _DEFAULTS.get(name) != value
         )
 
 
@@ -168,6 +171,7 @@ def find_axes(
     capabilities: Sequence[str],
     head_dim: int,
     workload: Workload,
+    kernels: Sequence[str] = (),
 ) -> tuple[Axis, ...]:
     """Return what is worth trying on a device, the most promising first.
 
@@ -177,13 +181,16 @@ def find_axes(
         capabilities: `OPTIMIZATION_CAPABILITIES` of the device, as the engine tells them.
         head_dim: Of the model; groups of the cache divide it.
         workload: What to be fast at.
+        kernels: Our own that run here, best first.
     """
     is_cpu = settings.device == "CPU"
     groups = tuple(Option({"DYNAMIC_QUANTIZATION_GROUP_SIZE": n}) for n in _QUANTISATION_GROUPS)
-    axes = [
-        Axis("dynamic quantisation", groups),
-        Axis("arithmetic", _precisions(is_cpu=is_cpu, capabilities=capabilities)),
-    ]
+    if is_cpu and kernels:
+        # The engine's way of rounding activations matters to the engine's kernels alone.
+        axes = [Axis("kernels", tuple(Option({KERNELS: n}) for n in (AUTO, ENGINE_KERNELS)))]
+    else:
+        axes = [Axis("dynamic quantisation", groups)]
+    axes.append(Axis("arithmetic", _precisions(is_cpu=is_cpu, capabilities=capabilities)))
     if is_cpu:
         axes.append(Axis("cache", _cache_types(settings, capabilities, head_dim)))
         axes.append(Axis("cores", _core_choices(hardware)))
@@ -215,9 +222,9 @@ def _cache_types(
     if {"KEY_CACHE_PRECISION", "VALUE_CACHE_PRECISION"} & settings.properties.keys():
         return ()
     names = ["u8", "f16", *(["bf16"] if "BF16" in capabilities else []), "f32"]
-    options = [Option({"KV_CACHE_PRECISION": name, **_ENGINE_DEFAULTS}) for name in names]
+    options = [Option({"KV_CACHE_PRECISION": name, **_CACHE_DEFAULTS}) for name in names]
     if head_dim % _CACHE_GROUP == 0 and head_dim > _CACHE_GROUP:
-        groups = dict.fromkeys(_ENGINE_DEFAULTS, _CACHE_GROUP)
+        groups = dict.fromkeys(_CACHE_DEFAULTS, _CACHE_GROUP)
         options.insert(1, Option({"KV_CACHE_PRECISION": "u8", **groups}))
     return tuple(options)
 

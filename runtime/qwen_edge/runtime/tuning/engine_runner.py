@@ -10,9 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from qwen_edge.profiles.properties import ENGINE_KERNELS, KERNELS
 from qwen_edge.runtime.backends.backend import MAX_SCORED_TOKENS
 from qwen_edge.runtime.backends.compiling import compile_model, read_ir
-from qwen_edge.runtime.backends.last_logits import keep_last_logits
+from qwen_edge.runtime.backends.decoder_preparing import prepare_decoder
 from qwen_edge.runtime.backends.openvino import OpenVinoBackend
 from qwen_edge.runtime.manifest import MODEL_XML, DeviceSettings
 from qwen_edge.runtime.tuning.candidate import PREFILL_CHUNK, TUNABLE, Candidate
@@ -44,6 +45,7 @@ class EngineRunner:
         self._folder = folder
         self._settings = settings
         self._compiled: Any = None if beside is None else beside._compiled
+        self._keeps_alive: object = None if beside is None else beside._keeps_alive
         self._backend: OpenVinoBackend | None = None
         self._resolved: dict[str, str] = {}
 
@@ -56,8 +58,11 @@ class EngineRunner:
         settings = self._settings
         if self._compiled is None:
             model = read_ir(self._folder / MODEL_XML)
-            keep_last_logits(model, MAX_SCORED_TOKENS)
-            self._compiled = compile_model(model, settings.device, settings.properties)
+            prepared = prepare_decoder(model, settings.device, settings.properties)
+            self._compiled = compile_model(model, settings.device, prepared.properties)
+            self._keeps_alive = prepared.keeps_alive
+            if settings.device == "CPU":
+                self._resolved[KERNELS] = prepared.kernels or ENGINE_KERNELS
         self._resolved[PREFILL_CHUNK] = str(settings.prefill_chunk_tokens)
         for name in sorted(TUNABLE[settings.device]):
             with suppress(RuntimeError):  # a plugin may not tell what it takes
@@ -83,6 +88,7 @@ class EngineRunner:
                 device=self._settings.device,
                 max_context_tokens=self._settings.max_context_tokens,
                 prefill_chunk_tokens=self._settings.prefill_chunk_tokens,
+                keeps_alive=self._keeps_alive,
             )
             for size in _WARM_UP:
                 backend.forward([0] * size)
@@ -111,3 +117,4 @@ class EngineRunner:
         backend, self._backend, self._compiled = self._backend, None, None
         if backend is not None:
             backend.close()
+        self._keeps_alive = None

@@ -14,6 +14,7 @@ from qwen_edge.profiles.device import MIN_CONTEXT_TOKENS
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.runtime.devices.probing import probe_devices
 from qwen_edge.runtime.engine import import_openvino
+from qwen_edge.runtime.kernels import find_kernels
 from qwen_edge.runtime.manifest import TOKENIZER_JSON, DeviceSettings, Manifest
 from qwen_edge.runtime.package import open_inside
 from qwen_edge.runtime.resources.memory import check_memory, estimate_memory
@@ -182,6 +183,7 @@ def _find_axes(
         capabilities=tuple(core.get_property(settings.device, "OPTIMIZATION_CAPABILITIES")),
         head_dim=manifest.model.head_dim,
         workload=workload,
+        kernels=find_kernels().names,
     )
 
 
