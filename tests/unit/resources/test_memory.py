@@ -214,3 +214,37 @@ def test_enough_or_unknown_memory_is_silent(
 ) -> None:
     check_memory(estimate_memory(QWEN3_4B, settings("CPU")), available_bytes, "CPU")
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("device", "weights", "fmt", "is_mapped"),
+    [
+        ("CPU", "int4", "openvino", True),
+        ("CPU", "int8", "openvino", True),
+        ("CPU", "fp16", "openvino", False),
+        ("CPU", "int4", "onnx", False),
+        ("GPU", "int4", "openvino", False),
+        ("NPU", "int4", "openvino", False),
+    ],
+)
+def test_our_kernels_use_the_file_where_it_lies(
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    weights: Literal["fp16", "int8", "int4"],
+    fmt: Literal["openvino", "onnx"],
+    is_mapped: bool,
+) -> None:
+    package = dataclasses.replace(
+        QWEN3_4B, recipe=dataclasses.replace(QWEN3_4B.recipe, weights=weights)
+    )
+    size = package.files["openvino_model.bin"].size_bytes
+    of_engine = estimate_memory(package, settings(device), fmt)
+    monkeypatch.setattr("qwen_edge.runtime.resources.memory.are_used", lambda _: True)
+    found = estimate_memory(package, settings(device), fmt)
+    assert found.mapped_bytes == (size if is_mapped else 0)
+    # Measured: 0.29 GB of private memory besides the file and the program, 512 tokens read.
+    assert found.private_bytes_at(512) < (0.6e9 if is_mapped else 100e9)
+    # A model that does not fit beside its own file is still refused.
+    assert found.min_bytes >= size
+    assert found.model_bytes <= of_engine.model_bytes
+    assert of_engine.mapped_bytes == 0

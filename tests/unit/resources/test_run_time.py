@@ -80,3 +80,10 @@ def test_more_tokens_take_longer_and_later_ones_longest(prompt: int, new: int, m
     later = whole - time.answer_s(prompt, new)
     first = time.answer_s(prompt, more) - time.prompt_s(prompt)
     assert later >= first * (1 - 1e-9)
+
+
+def test_our_kernels_read_ahead_so_that_the_slower_of_two_counts() -> None:
+    fast = dataclasses.replace(ENGINE, has_own_kernels=True)
+    assert estimate(engine=fast).step_s < estimate().step_s
+    slow = dataclasses.replace(fast, stepped_weights_per_s=20e9)
+    assert estimate(engine=slow).step_s > 3_633 / 20_000

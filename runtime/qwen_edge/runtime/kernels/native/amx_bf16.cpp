@@ -20,7 +20,11 @@ namespace amx {
 namespace {
 
 constexpr int kTileColumns = 32;  // of bfloat16: 64 bytes
-constexpr int kMostColumns = 2560;  // unpacked at once: a block then fits the cache of its core
+constexpr int kMostColumns = 2560;  // unpacked at once: a block then fits the second cache
+// Columns that are multiplied at once: two rows of tiles of weights, 32 KB, then stay in the first
+// cache while all activations pass by. Measured with 512 rows: 1.5 to 1.6 TFLOPS on two cores with
+// all columns at once and weights row by row.
+constexpr int kSliceColumns = 512;
 
 struct alignas(64) TileShapes {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -62,9 +66,15 @@ inline __m512i make_table(uint16_t scale) {
     return _mm512_inserti64x4(_mm512_castsi256_si512(half), half, 1);
 }
 
-// Columns [from, from + count) of a row of weights as bfloat16. Groups shorter than 128 columns
-// are multiples of 32, so a step of 32 columns has one scale.
-void unpack_row(const Weights& weights, int row, int from, int count, uint16_t* target) {
+// Where column `column` of row `row` is in a block of unpacked weights: tile after tile.
+inline size_t place_of(int row, int column, int count) {
+    const int tile = row / kTileRows * (count / kTileColumns) + column / kTileColumns;
+    return (static_cast<size_t>(tile) * kTileRows + row % kTileRows) * kTileColumns + column % kTileColumns;
+}
+
+// Columns [from, from + count) of a row of weights as bfloat16, into row `at` of a block. Groups
+// shorter than 128 columns are multiples of 32, so a step of 32 columns has one scale.
+void unpack_row(const Weights& weights, int row, int from, int count, int at, uint16_t* block) {
     const int groups = weights.columns / weights.group;
     const uint16_t* scales = weights.scales + static_cast<size_t>(row) * groups;
     const uint8_t* codes = weights.codes + (static_cast<size_t>(row) * weights.columns + from) * weights.bits / 8;
@@ -78,23 +88,57 @@ void unpack_row(const Weights& weights, int row, int from, int count, uint16_t* 
                     _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + i / 2)));
                 const __m512i places = _mm512_and_si512(
                     _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12)), _mm512_set1_epi32(0x000F000F));
-                _mm512_storeu_si512(target + i, _mm512_permutexvar_epi16(places, table));
+                _mm512_store_si512(block + place_of(at, i, count), _mm512_permutexvar_epi16(places, table));
             }
-        } else {
-            const __m512 factor = _mm512_set1_ps(_cvtsh_ss(scale));
-            const __m512i zero = _mm512_set1_epi32(weights.zero_points ? weights.zero_points[row] : 0);
-            for (int i = column; i < column + step; i += 16) {
-                const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + i));
-                const __m512i whole = weights.zero_points
-                                          ? _mm512_sub_epi32(_mm512_cvtepu8_epi32(bytes), zero)
-                                          : _mm512_cvtepi8_epi32(bytes);
-                _mm256_storeu_si256(
-                    reinterpret_cast<__m256i*>(target + i),
-                    reinterpret_cast<__m256i>(
-                        _mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_cvtepi32_ps(whole), factor))));
-            }
+            continue;
+        }
+        const __m512 factor = _mm512_set1_ps(_cvtsh_ss(scale));
+        const __m512i zero = _mm512_set1_epi32(weights.zero_points ? weights.zero_points[row] : 0);
+        for (int i = column; i < column + step; i += 16) {
+            const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + i));
+            const __m512i whole = weights.zero_points ? _mm512_sub_epi32(_mm512_cvtepu8_epi32(bytes), zero)
+                                                      : _mm512_cvtepi8_epi32(bytes);
+            const __m512 values = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), factor);
+            _mm256_store_si256(
+                reinterpret_cast<__m256i*>(block + place_of(at, i, count)),
+                reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values)));
         }
     }
+}
+
+// Adds the products of 32 rows of weights and 32 of activations over `count` columns to `sums`
+// [32 rows of weights][32 of activations], or writes them there if `is_first`.
+inline void multiply_slice(
+    const uint16_t* top, const uint16_t* bottom, const uint32_t* left, const uint32_t* right, int count,
+    float* sums, bool is_first) {
+    constexpr int kStride = 2 * kTileRows * 4;
+    float* const lower = sums + kTileRows * 2 * kTileRows;
+    if (is_first) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    } else {
+        _tile_loadd(0, sums, kStride);
+        _tile_loadd(1, sums + kTileRows, kStride);
+        _tile_loadd(2, lower, kStride);
+        _tile_loadd(3, lower + kTileRows, kStride);
+    }
+    constexpr int kWeights = kTileRows * kTileColumns, kActivations = kTileColumns / 2 * kTileRows;
+    for (int tile = 0; tile < count / kTileColumns; ++tile) {
+        _tile_loadd(4, top + tile * kWeights, 64);
+        _tile_loadd(6, left + tile * kActivations, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, right + tile * kActivations, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, bottom + tile * kWeights, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums, kStride);
+    _tile_stored(1, sums + kTileRows, kStride);
+    _tile_stored(2, lower, kStride);
+    _tile_stored(3, lower + kTileRows, kStride);
 }
 
 // Sixteen vectors of sixteen 32-bit numbers, rows and columns changed.
@@ -173,46 +217,21 @@ void multiply(
     constexpr size_t kPair = 2 * kTileRows;  // activation rows that are computed together
     for (int from = 0; from < columns;) {
         const int count = columns - from < kMostColumns ? columns - from : kMostColumns;
-        for (int row = 0; row < kBlockRows; ++row) {
-            if (row < block)
-                unpack_row(weights, begin + row, from, count, unpacked + static_cast<size_t>(row) * count);
-            else
-                memset(unpacked + static_cast<size_t>(row) * count, 0, count * sizeof(uint16_t));
-        }
+        for (int row = 0; row < kBlockRows; ++row)  // beyond the last one, that one again
+            unpack_row(weights, begin + (row < block ? row : block - 1), from, count, row, unpacked);
         finish_stores();
-        for (int panel = 0; panel < panels; panel += 2) {
-            const uint32_t* left = static_cast<const uint32_t*>(packed) +
-                                   (static_cast<size_t>(panel) * (columns / 2) + from / 2) * kTileRows;
-            const uint32_t* right = left + static_cast<size_t>(columns / 2) * kTileRows;
+        for (int slice = 0; slice < count; slice += kSliceColumns) {
+            const int width = count - slice < kSliceColumns ? count - slice : kSliceColumns;
             for (int row = 0; row < kBlockRows; row += 2 * kTileRows) {
-                float* at = sums + (static_cast<size_t>(panel / 2) * kBlockRows + row) * kPair;
-                if (from == 0) {
-                    _tile_zero(0);
-                    _tile_zero(1);
-                    _tile_zero(2);
-                    _tile_zero(3);
-                } else {
-                    _tile_loadd(0, at, kPair * 4);
-                    _tile_loadd(1, at + kTileRows, kPair * 4);
-                    _tile_loadd(2, at + kTileRows * kPair, kPair * 4);
-                    _tile_loadd(3, at + kTileRows * kPair + kTileRows, kPair * 4);
+                const uint16_t* top = unpacked + place_of(row, slice, count);
+                const uint16_t* bottom = unpacked + place_of(row + kTileRows, slice, count);
+                for (int panel = 0; panel < panels; panel += 2) {
+                    const uint32_t* left = static_cast<const uint32_t*>(packed) +
+                                           (static_cast<size_t>(panel) * columns + from + slice) / 2 * kTileRows;
+                    const uint32_t* right = left + static_cast<size_t>(columns / 2) * kTileRows;
+                    float* at = sums + (static_cast<size_t>(panel / 2) * kBlockRows + row) * kPair;
+                    multiply_slice(top, bottom, left, right, width, at, from + slice == 0);
                 }
-                const uint16_t* top = unpacked + static_cast<size_t>(row) * count;
-                const uint16_t* bottom = top + static_cast<size_t>(kTileRows) * count;
-                for (int column = 0; column < count; column += kTileColumns) {
-                    _tile_loadd(4, top + column, count * 2);
-                    _tile_loadd(6, left + static_cast<size_t>(column / 2) * kTileRows, 64);
-                    _tile_dpbf16ps(0, 4, 6);
-                    _tile_loadd(7, right + static_cast<size_t>(column / 2) * kTileRows, 64);
-                    _tile_dpbf16ps(1, 4, 7);
-                    _tile_loadd(5, bottom + column, count * 2);
-                    _tile_dpbf16ps(2, 5, 6);
-                    _tile_dpbf16ps(3, 5, 7);
-                }
-                _tile_stored(0, at, kPair * 4);
-                _tile_stored(1, at + kTileRows, kPair * 4);
-                _tile_stored(2, at + kTileRows * kPair, kPair * 4);
-                _tile_stored(3, at + kTileRows * kPair + kTileRows, kPair * 4);
             }
         }
         from += count;

@@ -12,7 +12,7 @@ namespace {
 struct Avx2Vectors {
     using Ints = __m256i;
     using Floats = __m256;
-    static constexpr int kLanes = 8, kFewRows = 2, kManyRows = 2;
+    static constexpr int kLanes = 8, kFewRows = 2, kManyRows = 2, kWeightRows = 2;
 
     static Ints load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
     static void store(void* p, Ints v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }

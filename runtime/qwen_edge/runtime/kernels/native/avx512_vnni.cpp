@@ -14,7 +14,7 @@ struct V {
     using Ints = __m512i;
     using Floats = __m512;
     static constexpr const char* kName = "AVX-512 VNNI";
-    static constexpr int kLanes = 16, kCodeBias8 = 128, kFewRows = 4, kManyRows = 6;
+    static constexpr int kLanes = 16, kCodeBias8 = 128, kFewRows = 4, kManyRows = 6, kWeightRows = 4;
 
     static Ints load(const void* p) { return _mm512_loadu_si512(p); }
     static void store(void* p, Ints v) { _mm512_storeu_si512(p, v); }

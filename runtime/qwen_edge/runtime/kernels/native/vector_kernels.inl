@@ -135,13 +135,17 @@ inline void widen_scales(const Weights& weights, int row, float* target) {
     }
 }
 
-// `R` rows of 4-bit weights times `M` rows of activations.
+// `R` rows of 4-bit weights times `M` rows of activations. Weights are unpacked once for all of
+// these, and what belongs to a row of activations is loaded once for all rows of weights.
 template <int R, int M, bool kIsExpanded>
 void multiply_4(
     const Weights& weights, const RoundedActivations& activations, int row, int first, float* outputs,
     size_t stride, const float* scales, int scales_per_row) {
     const int columns = weights.columns, row_bytes = columns / 2, lanes = columns / 8;
     const uint8_t* codes = weights.codes + static_cast<size_t>(row) * row_bytes;
+    const int8_t* rounded = activations.codes + static_cast<size_t>(first) * columns;
+    const float* lane_scales = activations.lane_scales + static_cast<size_t>(first) * lanes;
+    const int32_t* lane_starts = activations.lane_starts + static_cast<size_t>(first) * lanes;
     Floats sums[R][M];
     for (int r = 0; r < R; ++r)
         for (int m = 0; m < M; ++m) sums[r][m] = V::zero();
@@ -149,22 +153,26 @@ void multiply_4(
     for (int step = 0, scale = 0, left = steps_per_scale; step < columns / kColumnStep; ++step) {
         for (int half = 0; half < kColumnStep / 2 / kBytes; ++half) {
             const int lane = step * 16 + half * V::kLanes;
-            const size_t place = static_cast<size_t>(step) * kColumnStep + half * kBytes;
+            const int place = step * kColumnStep + half * kBytes;
+            Ints low[R], high[R];
             for (int r = 0; r < R; ++r) {
-                const uint8_t* bytes = codes + static_cast<size_t>(r) * row_bytes + lane * 4;
+                const uint8_t* bytes = codes + r * row_bytes + lane * 4;
                 const Ints packed = V::load(bytes);
                 _mm_prefetch(reinterpret_cast<const char*>(bytes) + kPrefetchBytes, _MM_HINT_T1);
-                const Ints low = V::low_codes(packed), high = V::high_codes(packed);
-                const float* scale_at = scales + r * scales_per_row;
-                const Floats weight_scale =
-                    kIsExpanded ? V::load_floats(scale_at + lane) : V::fill(scale_at[scale]);
-                for (int m = 0; m < M; ++m) {
-                    const int8_t* a = activations.codes + static_cast<size_t>(first + m) * columns + place;
-                    const size_t at = static_cast<size_t>(first + m) * lanes + lane;
-                    Ints dot = V::dot(V::load(activations.lane_starts + at), low, V::load(a));
-                    dot = V::dot(dot, high, V::load(a + kColumnStep / 2));
-                    const Floats both = V::multiply(V::load_floats(activations.lane_scales + at), weight_scale);
-                    sums[r][m] = V::multiply_add(V::to_floats(dot), both, sums[r][m]);
+                low[r] = V::low_codes(packed);
+                high[r] = V::high_codes(packed);
+            }
+            for (int m = 0; m < M; ++m) {
+                const Ints even = V::load(rounded + m * columns + place);
+                const Ints odd = V::load(rounded + m * columns + place + kColumnStep / 2);
+                const Ints start = V::load(lane_starts + m * lanes + lane);
+                const Floats lane_scale = V::load_floats(lane_scales + m * lanes + lane);
+                for (int r = 0; r < R; ++r) {
+                    const float* at = scales + r * scales_per_row;
+                    const Floats weight_scale = kIsExpanded ? V::load_floats(at + lane) : V::fill(at[scale]);
+                    const Ints dot = V::dot(V::dot(start, low[r], even), high[r], odd);
+                    sums[r][m] =
+                        V::multiply_add(V::to_floats(dot), V::multiply(lane_scale, weight_scale), sums[r][m]);
                 }
             }
         }
@@ -181,29 +189,35 @@ void multiply_8(
     size_t stride, const float* scales, int scales_per_row) {
     const int columns = weights.columns, lanes = columns / 4;
     const uint8_t* codes = weights.codes + static_cast<size_t>(row) * columns;
+    const int8_t* rounded = activations.codes + static_cast<size_t>(first) * columns;
+    const float* lane_scales = activations.lane_scales + static_cast<size_t>(first) * lanes;
+    const int32_t* lane_starts = activations.lane_starts + static_cast<size_t>(first) * lanes;
     Floats sums[R][M];
     for (int r = 0; r < R; ++r)
         for (int m = 0; m < M; ++m) sums[r][m] = V::zero();
     for (int lane = 0; lane < lanes; lane += V::kLanes) {
         const int scale = kIsExpanded ? 0 : lane * 4 / weights.group;
+        Ints weight[R];
         for (int r = 0; r < R; ++r) {
             const uint8_t* bytes = codes + static_cast<size_t>(r) * columns + lane * 4;
-            const Ints weight = V::template prepare_8<kIsUnsigned>(V::load(bytes));
             _mm_prefetch(reinterpret_cast<const char*>(bytes) + kPrefetchBytes, _MM_HINT_T1);
-            const float* scale_at = scales + r * scales_per_row;
-            const Floats weight_scale =
-                kIsExpanded ? V::load_floats(scale_at + lane) : V::fill(scale_at[scale]);
-            for (int m = 0; m < M; ++m) {
-                const size_t at = static_cast<size_t>(first + m) * lanes + lane;
-                const int8_t* a = activations.codes + static_cast<size_t>(first + m) * columns + lane * 4;
-                const Ints dot = V::dot_8(V::load(activations.lane_starts + at), weight, V::load(a));
-                const Floats both = V::multiply(V::load_floats(activations.lane_scales + at), weight_scale);
-                sums[r][m] = V::multiply_add(V::to_floats(dot), both, sums[r][m]);
+            weight[r] = V::template prepare_8<kIsUnsigned>(V::load(bytes));
+        }
+        for (int m = 0; m < M; ++m) {
+            const Ints activation = V::load(rounded + m * columns + lane * 4);
+            const Ints start = V::load(lane_starts + m * lanes + lane);
+            const Floats lane_scale = V::load_floats(lane_scales + m * lanes + lane);
+            for (int r = 0; r < R; ++r) {
+                const float* at = scales + r * scales_per_row;
+                const Floats weight_scale = kIsExpanded ? V::load_floats(at + lane) : V::fill(at[scale]);
+                const Ints dot = V::dot_8(start, weight[r], activation);
+                sums[r][m] = V::multiply_add(V::to_floats(dot), V::multiply(lane_scale, weight_scale), sums[r][m]);
             }
         }
     }
     for (int r = 0; r < R; ++r)
-        for (int m = 0; m < M; ++m) outputs[(first + m) * stride + row + r] =
+        for (int m = 0; m < M; ++m)
+            outputs[(first + m) * stride + row + r] =
                 V::sum(sums[r][m]) - zero_point_share(weights, row + r, activations.totals[first + m]);
 }
 
@@ -227,11 +241,22 @@ void multiply_rows(
     int first = 0;
     for (; first + V::kFewRows <= activations.rows; first += V::kFewRows)
         multiply_block<R, V::kFewRows>(weights, activations, row, first, outputs, stride, scales, scales_per_row);
+    for (; first + 2 <= activations.rows; first += 2)
+        multiply_block<R, 2>(weights, activations, row, first, outputs, stride, scales, scales_per_row);
     for (; first < activations.rows; ++first)
         multiply_block<R, 1>(weights, activations, row, first, outputs, stride, scales, scales_per_row);
 }
 
-constexpr int kRowsAtOnce = 2;
+template <int R>
+void multiply_range(
+    const Weights& weights, const RoundedActivations& activations, int begin, int end, float* outputs,
+    size_t stride, float* scales, int scales_per_row) {
+    int row = begin;
+    for (; row + R <= end; row += R)
+        multiply_rows<R>(weights, activations, row, outputs, stride, scales, scales_per_row);
+    for (; row < end; ++row)
+        multiply_rows<1>(weights, activations, row, outputs, stride, scales, scales_per_row);
+}
 
 void multiply_few(
     const Weights& weights, const RoundedActivations& activations, int begin, int end, float* outputs,
@@ -240,12 +265,10 @@ void multiply_few(
     const int per_row =
         is_expanded ? weights.columns / (weights.bits == 4 ? 8 : 4) : weights.columns / weights.group;
     static thread_local std::vector<float> scales;
-    scales.resize(static_cast<size_t>(kRowsAtOnce) * per_row + 16);
-    int row = begin;
-    for (; row + kRowsAtOnce <= end; row += kRowsAtOnce)
-        multiply_rows<kRowsAtOnce>(weights, activations, row, outputs, stride, scales.data(), per_row);
-    for (; row < end; ++row)
-        multiply_rows<1>(weights, activations, row, outputs, stride, scales.data(), per_row);
+    scales.resize(static_cast<size_t>(V::kWeightRows) * per_row + 16);
+    // A single row of activations waits for memory, which likes two rows; more wait for arithmetic.
+    auto* range = activations.rows == 1 ? multiply_range<2> : multiply_range<V::kWeightRows>;
+    range(weights, activations, begin, end, outputs, stride, scales.data(), per_row);
 }
 
 // ---- many rows of activations: a block of weights is unpacked once, with its rows in the lanes
