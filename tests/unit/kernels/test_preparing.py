@@ -52,6 +52,7 @@ def test_each_can_be_named(model: Any, name: str) -> None:
         ("CPU", {**FAST, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}),
         ("CPU", {**FAST, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}),
         ("CPU", {**FAST, "EXECUTION_MODE_HINT": "ACCURACY"}),
+        ("CPU", {**FAST, "INFERENCE_PRECISION_HINT": "f16"}),
     ],
 )
 def test_the_engine_computes_elsewhere_and_where_nothing_is_rounded(

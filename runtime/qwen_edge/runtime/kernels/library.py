@@ -46,13 +46,15 @@ def are_wanted(properties: Mapping[str, object]) -> bool:
 
     Returns:
         True where kernels are named; False where the engine's are, or where nothing is to be
-        rounded: dynamic quantisation is off, or accuracy is asked for.
+        rounded: dynamic quantisation is off, or accuracy is asked for; or in f16.
     """
     kernels = properties.get(KERNELS, AUTO)
     if kernels != AUTO:
         return kernels != ENGINE_KERNELS
     is_exact = str(properties.get("DYNAMIC_QUANTIZATION_GROUP_SIZE")) == "0"
-    return not is_exact and properties.get("EXECUTION_MODE_HINT") != "ACCURACY"
+    is_exact = is_exact or properties.get("EXECUTION_MODE_HINT") == "ACCURACY"
+    # In f16 the engine changes every number of the graph to it, and ours take float32.
+    return not is_exact and properties.get("INFERENCE_PRECISION_HINT") != "f16"
 
 
 def are_used(properties: Mapping[str, object]) -> bool:

@@ -115,6 +115,8 @@ inline float zero_point_share(const Weights& weights, int row, float total) {
 // (AVX-512, 2 cores, 26 GB/s for plain reading): two rows at once and 16 KB 24.0 GB/s, four rows
 // 22.5, 8 KB 20, into the first cache 20, without any 8 to 13.
 constexpr int kPrefetchBytes = 16384;
+// And from there into the first: a step of Qwen3-4B 102 ms instead of 110 (medians of four runs).
+constexpr int kNearBytes = 1024;
 
 // Scales of a row as floats: one per group, or where groups are shorter than a step of columns one
 // per lane.
@@ -159,6 +161,7 @@ void multiply_4(
                 const uint8_t* bytes = codes + r * row_bytes + lane * 4;
                 const Ints packed = V::load(bytes);
                 _mm_prefetch(reinterpret_cast<const char*>(bytes) + kPrefetchBytes, _MM_HINT_T1);
+                _mm_prefetch(reinterpret_cast<const char*>(bytes) + kNearBytes, _MM_HINT_T0);
                 low[r] = V::low_codes(packed);
                 high[r] = V::high_codes(packed);
             }
