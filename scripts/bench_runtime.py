@@ -27,9 +27,8 @@ from bench_decoding import measure_demo, measure_forced, measure_scripts
 from bench_reuse import measure_second_turn, measure_snapshot
 
 from qwen_edge.runtime import SamplingParams
-from qwen_edge.runtime.backends.backend import MAX_SCORED_TOKENS
 from qwen_edge.runtime.backends.compiling import compile_model, read_ir
-from qwen_edge.runtime.backends.last_logits import keep_last_logits
+from qwen_edge.runtime.backends.decoder_preparing import prepare_decoder
 from qwen_edge.runtime.backends.openvino import OpenVinoBackend
 from qwen_edge.runtime.decoding.draft_estimates import CALL_SIZES
 from qwen_edge.runtime.manifest import CHAT_TEMPLATE, MODEL_XML, TOKENIZER_JSON, DeviceSettings
@@ -58,8 +57,8 @@ def open_models(package: Path, device: str) -> ModelPair:
     check_sizes(package, manifest)
     settings = next(entry for entry in manifest.devices if entry.device == device)
     ir = read_ir(package / MODEL_XML)
-    keep_last_logits(ir, MAX_SCORED_TOKENS)
-    compiled = compile_model(ir, device, settings.properties)
+    prepared = prepare_decoder(ir, device, settings.properties)
+    compiled = compile_model(ir, device, prepared.properties)
     tokenizer = TextTokenizer.load(package / TOKENIZER_JSON)
     template = (package / CHAT_TEMPLATE).read_text(encoding="utf-8")
 
@@ -69,6 +68,7 @@ def open_models(package: Path, device: str) -> ModelPair:
             device=device,
             max_context_tokens=settings.max_context_tokens,
             prefill_chunk_tokens=settings.prefill_chunk_tokens,
+            keeps_alive=prepared,
         )
         warm_up(backend)
         return Model(backend, tokenizer, template, manifest)
