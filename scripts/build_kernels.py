@@ -70,7 +70,7 @@ def build(*, force: bool = False) -> Path:
         return LIBRARY
     for path in (LIBRARY, _STAMP):
         path.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(dir=KERNELS) as folder:
+    with tempfile.TemporaryDirectory(dir=KERNELS, prefix="_compressed_matmul.") as folder:
         library = _compile(compiler, openvino, Path(folder))
         library.replace(LIBRARY)
     _STAMP.write_text(stamp)

@@ -7,7 +7,6 @@
 #include "kernels.hpp"
 
 #include <cstring>
-#include <vector>
 
 #include <immintrin.h>
 #if defined(__linux__)

@@ -3,7 +3,6 @@
 #include "kernels.hpp"
 
 #include <cstring>
-#include <vector>
 
 #include "avx2_vectors.hpp"
 

@@ -9,6 +9,7 @@
 
 #include <tbb/blocked_range.h>
 #include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
 
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
@@ -119,7 +120,9 @@ void multiply(
     for_rows(products, is_few ? 16 : kernels.block_rows, [&](size_t i, int begin, int end) {
         const Weights& weights = products[i];
         if (is_few)
-            kernels.multiply_few(weights, rounded, begin, end, outputs[i], weights.rows);
+            kernels.multiply_few(
+                weights, rounded, begin, end, outputs[i], weights.rows,
+                keep<float, 4>(kernels.few_scratch_bytes(weights) / sizeof(float)));
         else
             kernels.multiply_many(
                 weights, rounded, begin, end, outputs[i], weights.rows,
@@ -198,7 +201,11 @@ public:
             outputs[i / per_matrix()].set_shape(shape);
             results.push_back(static_cast<float*>(outputs[i / per_matrix()].data()));
         }
-        if (rows) multiply(*choice_, products, static_cast<const float*>(inputs[0].data()), rows, results);
+        // Isolated: a thread that waits here must not begin another product, whose memory is the same.
+        if (rows)
+            tbb::this_task_arena::isolate([&] {
+                multiply(*choice_, products, static_cast<const float*>(inputs[0].data()), rows, results);
+            });
         return true;
     }
 

@@ -44,15 +44,19 @@ struct RoundedActivations {
     int lane;  // columns that meet in a lane: 8 where weights have 4 bits, 4 where they have 8
 };
 
+// Files of kernels use no templates or inline functions of the standard library: the linker keeps one
+// copy of these for all files, and it may be one with instructions that the processor lacks.
 struct Kernels {
     const char* name;
     // Rounds row `row` of `source` [columns] into `target`.
     void (*round_row)(const float* source, const RoundedActivations& target, int row, int bits);
     // For few rows: outputs [activations.rows, stride], columns `begin` to `end` (rows of weights).
+    // `scratch` holds few_scratch_bytes.
     void (*multiply_few)(
         const Weights& weights, const RoundedActivations& activations, int begin, int end,
-        float* outputs, size_t stride);
-    // The same for any number; `begin` is a multiple of block_rows(), `scratch` holds scratch_bytes.
+        float* outputs, size_t stride, void* scratch);
+    size_t (*few_scratch_bytes)(const Weights& weights);
+    // The same for any number; `begin` is a multiple of block_rows, `scratch` holds scratch_bytes.
     void (*multiply_many)(
         const Weights& weights, const RoundedActivations& activations, int begin, int end,
         float* outputs, size_t stride, void* scratch);

@@ -261,17 +261,22 @@ void multiply_range(
         multiply_rows<1>(weights, activations, row, outputs, stride, scales, scales_per_row);
 }
 
+inline int scales_per_row(const Weights& weights) {
+    if (weights.group >= kColumnStep) return weights.columns / weights.group;
+    return weights.columns / (weights.bits == 4 ? 8 : 4);
+}
+
+size_t few_scratch_bytes(const Weights& weights) {
+    return (static_cast<size_t>(V::kWeightRows) * scales_per_row(weights) + 16) * sizeof(float);
+}
+
 void multiply_few(
     const Weights& weights, const RoundedActivations& activations, int begin, int end, float* outputs,
-    size_t stride) {
-    const bool is_expanded = weights.group < kColumnStep;
-    const int per_row =
-        is_expanded ? weights.columns / (weights.bits == 4 ? 8 : 4) : weights.columns / weights.group;
-    static thread_local std::vector<float> scales;
-    scales.resize(static_cast<size_t>(V::kWeightRows) * per_row + 16);
+    size_t stride, void* scratch) {
     // A single row of activations waits for memory, which likes two rows; more wait for arithmetic.
     auto* range = activations.rows == 1 ? multiply_range<2> : multiply_range<V::kWeightRows>;
-    range(weights, activations, begin, end, outputs, stride, scales.data(), per_row);
+    range(
+        weights, activations, begin, end, outputs, stride, static_cast<float*>(scratch), scales_per_row(weights));
 }
 
 // ---- many rows of activations: a block of weights is unpacked once, with its rows in the lanes
@@ -383,6 +388,7 @@ void multiply_many(
     }
 }
 
-const Kernels kKernels = {V::kName, round_row, multiply_few, multiply_many, kBlockRows, scratch_bytes};
+const Kernels kKernels = {
+    V::kName, round_row, multiply_few, few_scratch_bytes, multiply_many, kBlockRows, scratch_bytes};
 
 }  // namespace
