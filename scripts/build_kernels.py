@@ -26,6 +26,8 @@ _STAMP = KERNELS / "_compressed_matmul.stamp"
 # GCC 12 calls its own intrinsics uninitialised.
 _FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 _FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+# Numbers must not depend on which of two loops the compiler fused a multiplication into a sum.
+_FLAGS += ["-ffp-contract=off"]
 _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 _AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"]
 # Each file has the instructions that it was written for; what runs is decided at run time.

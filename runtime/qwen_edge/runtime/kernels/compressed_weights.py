@@ -82,7 +82,8 @@ def _take(codes: Any, scales: Any, zero_points: Any) -> CompressedWeights | None
     if len(shape) != 3 or scale_shape != [shape[0], shape[1], 1]:
         return None
     rows, groups, group = shape
-    is_fitting = group in _SHORT_GROUPS or group % COLUMN_STEP == 0
+    bits = _BITS[codes.get_output_element_type(0).get_type_name()]
+    is_fitting = group % COLUMN_STEP == 0 or (bits == 4 and group in _SHORT_GROUPS)
     if not rows or not is_fitting or groups * group % COLUMN_STEP:
         return None
     if zero_points is not None and (
@@ -90,7 +91,7 @@ def _take(codes: Any, scales: Any, zero_points: Any) -> CompressedWeights | None
     ):
         return None
     return CompressedWeights(
-        _BITS[codes.get_output_element_type(0).get_type_name()],
+        bits,
         _bytes_of(codes, rows),
         _bytes_of(scales, rows),
         None if zero_points is None else _bytes_of(zero_points, rows),

@@ -13,11 +13,24 @@ struct V {
     using Ints = __m512i;
     using Floats = __m512;
     static constexpr const char* kName = "AVX-512 VNNI";
-    static constexpr int kLanes = 16, kCodeBias8 = 128, kFewRows = 4, kManyRows = 6, kWeightRows = 4;
+    static constexpr int kLanes = 16, kCodeBias8 = 128, kManyRows = 8, kLeastBlockRows = 4;
 
     static Ints load(const void* p) { return _mm512_loadu_si512(p); }
     static void store(void* p, Ints v) { _mm512_storeu_si512(p, v); }
     static Ints fill(int32_t v) { return _mm512_set1_epi32(v); }
+    static Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+    // Within each quarter of 128 bits.
+    static Ints zip_low_32(Ints a, Ints b) { return _mm512_unpacklo_epi32(a, b); }
+    static Ints zip_high_32(Ints a, Ints b) { return _mm512_unpackhi_epi32(a, b); }
+    static Ints zip_low_64(Ints a, Ints b) { return _mm512_unpacklo_epi64(a, b); }
+    static Ints zip_high_64(Ints a, Ints b) { return _mm512_unpackhi_epi64(a, b); }
+    // 16 bytes each from `p`, `p + apart`, and so on.
+    static Ints load_quarters(const uint8_t* p, size_t apart) {
+        Ints result = _mm512_castsi128_si512(load_16(p));
+        result = _mm512_mask_broadcast_i32x4(result, 0x00F0, load_16(p + apart));
+        result = _mm512_mask_broadcast_i32x4(result, 0x0F00, load_16(p + 2 * apart));
+        return _mm512_mask_broadcast_i32x4(result, 0xF000, load_16(p + 3 * apart));
+    }
     static Ints gather(const void* base, Ints offsets) { return _mm512_i32gather_epi32(offsets, base, 1); }
     // Flips the sign bit of a code (truth table 0x28: (a ^ b) & c), so that it is its value plus 8.
     static Ints low_codes(Ints v) {
@@ -39,7 +52,19 @@ struct V {
     static Floats to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
     static Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
     static Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-    static float sum(Floats v) { return _mm512_reduce_add_ps(v); }
+    static Floats add_floats(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+    // A pair of rows' scales of two units.
+    static Floats load_pair(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+    // Float16 numbers in the lower and the upper halves of lanes.
+    static Floats low_halves(Ints v) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)); }
+    static Floats high_halves(Ints v) { return low_halves(_mm512_srli_epi32(v, 16)); }
+    static __m128 add_quarters(Floats v) {
+        const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+        return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    }
+
+private:
+    static __m128i load_16(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
 };
 
 }  // namespace

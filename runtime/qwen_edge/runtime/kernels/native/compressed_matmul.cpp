@@ -81,12 +81,11 @@ void run_all(int count, const Function& function) {
 }
 
 RoundedActivations round_all(const Kernels& kernels, const float* source, int rows, int columns, int bits) {
-    const int lane = bits == 4 ? 8 : 4;
-    const size_t size = static_cast<size_t>(rows) * columns;
+    const size_t size = static_cast<size_t>(rows) * kernels.padded_columns(columns);
     RoundedActivations rounded = {
-        keep<int8_t, 0>(size), keep<float, 0>(size / lane), keep<int32_t, 0>(size / lane),
-        keep<float, 1>(size / kActivationGroup), keep<int32_t, 1>(size / kActivationGroup), keep<float, 2>(rows),
-        rows, columns, lane};
+        keep<int8_t, 0>(size), keep<float, 0>(size / kActivationGroup), keep<int32_t, 0>(size / kActivationGroup),
+        keep<float, 1>(size / kActivationGroup * 2), keep<int32_t, 1>(size / kActivationGroup * 2), keep<float, 2>(rows),
+        rows, columns};
     if (rows == 1)
         kernels.round_row(source, rounded, 0, bits);
     else
@@ -114,19 +113,13 @@ void multiply(
     const std::vector<float*>& outputs) {
     const Kernels& kernels = *choice.kernels;
     const int columns = products[0].columns, bits = products[0].bits;
-    const bool is_few = rows <= kMostFewRows;
-    if (!is_few && choice.uses_tiles) return multiply_on_tiles(products, source, rows, outputs);
+    if (rows > kMostFewRows && choice.uses_tiles) return multiply_on_tiles(products, source, rows, outputs);
     const RoundedActivations rounded = round_all(kernels, source, rows, columns, bits);
-    for_rows(products, is_few ? 16 : kernels.block_rows, [&](size_t i, int begin, int end) {
+    for_rows(products, kernels.block_rows, [&](size_t i, int begin, int end) {
         const Weights& weights = products[i];
-        if (is_few)
-            kernels.multiply_few(
-                weights, rounded, begin, end, outputs[i], weights.rows,
-                keep<float, 4>(kernels.few_scratch_bytes(weights) / sizeof(float)));
-        else
-            kernels.multiply_many(
-                weights, rounded, begin, end, outputs[i], weights.rows,
-                keep<uint8_t, 2>(kernels.scratch_bytes(weights)));
+        kernels.multiply(
+            weights, rounded, begin, end, outputs[i], weights.rows,
+            keep<uint8_t, 2>(kernels.scratch_bytes(weights, rows)));
     });
 }
 
@@ -225,7 +218,8 @@ private:
             "input ", input, " has codes ", codes, " and scales ", scales, " for ", columns, " columns");
         const int64_t group = groups && columns % groups == 0 ? columns / groups : 0;
         NODE_VALIDATION_CHECK(
-            this, columns % kColumnStep == 0 && (group == 32 || group == 64 || (group && group % kColumnStep == 0)),
+            this, columns % kColumnStep == 0 &&
+                      ((bits_ == 4 && (group == 32 || group == 64)) || (group && group % kColumnStep == 0)),
             "input ", input, " has groups of ", group, " in ", columns, " columns");
         if (has_zero_points_)
             NODE_VALIDATION_CHECK(

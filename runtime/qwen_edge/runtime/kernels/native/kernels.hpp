@@ -15,7 +15,7 @@ namespace qwen_edge {
 constexpr int kActivationGroup = 32;
 // Columns are taken in steps of this; a matrix whose columns are no multiple is not ours.
 constexpr int kColumnStep = 128;
-// Activation rows up to which weights are unpacked on the way; beyond, a block is unpacked once.
+// Activation rows up to which the kernels of vectors compute also where there are matrix tiles.
 constexpr int kMostFewRows = 16;
 
 struct Weights {
@@ -26,42 +26,41 @@ struct Weights {
     const uint8_t* zero_points;
     int rows;
     int columns;
-    int group;  // 32, 64, or a multiple of kColumnStep
+    int group;  // a multiple of kColumnStep; of 4 bits also 32 or 64
     int bits;   // 4 or 8
 };
 
-// Rows of activations as whole numbers of 8 bits, in the order in which 4-bit codes come out of
-// their bytes: of 128 columns the 64 even ones, then the 64 odd ones. For 8-bit weights in order.
+// Rows of activations as whole numbers of 8 bits, 32 columns with one scale: the 32 neighbours where
+// weights have 4 bits; where they have 8, of 128 columns 16 and those 64 further on. Codes lie in the
+// order in which 4-bit codes come out of their bytes: of 128 columns the 64 even ones, then the odd
+// ones; where weights have 8 bits in order.
 struct RoundedActivations {
-    int8_t* codes;         // [rows, columns]
-    float* lane_scales;    // [rows, columns / lane], one per 32-bit lane of a dot product
-    int32_t* lane_starts;  // the same shape: what takes off the offset of unsigned weight codes
-    float* group_scales;   // [rows, columns / kActivationGroup]
-    int32_t* group_starts;
+    int8_t* codes;         // [rows, padded columns]
+    float* scales;         // [rows, padded columns / kActivationGroup]
+    int32_t* starts;       // the same shape: what takes off the offset of unsigned weight codes
+    float* lane_scales;    // the same, each twice, in the order of a pair's sums
+    int32_t* lane_starts;
     float* totals;  // [rows]: sum of the rounded activations
     int rows;
     int columns;
-    int lane;  // columns that meet in a lane: 8 where weights have 4 bits, 4 where they have 8
 };
 
 // Files of kernels use no templates or inline functions of the standard library: the linker keeps one
 // copy of these for all files, and it may be one with instructions that the processor lacks.
 struct Kernels {
     const char* name;
+    // Columns with which rounded activations are stored.
+    int (*padded_columns)(int columns);
     // Rounds row `row` of `source` [columns] into `target`.
     void (*round_row)(const float* source, const RoundedActivations& target, int row, int bits);
-    // For few rows: outputs [activations.rows, stride], columns `begin` to `end` (rows of weights).
-    // `scratch` holds few_scratch_bytes.
-    void (*multiply_few)(
-        const Weights& weights, const RoundedActivations& activations, int begin, int end,
-        float* outputs, size_t stride, void* scratch);
-    size_t (*few_scratch_bytes)(const Weights& weights);
-    // The same for any number; `begin` is a multiple of block_rows, `scratch` holds scratch_bytes.
-    void (*multiply_many)(
+    // outputs [activations.rows, stride], columns `begin` to `end` (rows of weights), `begin` a multiple
+    // of block_rows. A number is the same to the bit whatever is computed with it. `scratch` holds
+    // scratch_bytes.
+    void (*multiply)(
         const Weights& weights, const RoundedActivations& activations, int begin, int end,
         float* outputs, size_t stride, void* scratch);
     int block_rows;
-    size_t (*scratch_bytes)(const Weights& weights);
+    size_t (*scratch_bytes)(const Weights& weights, int rows);
 };
 
 // Each is null where it was not built for this processor's family.
