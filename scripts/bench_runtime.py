@@ -28,9 +28,11 @@ from bench_reuse import measure_second_turn, measure_snapshot
 
 from qwen_edge.runtime import SamplingParams
 from qwen_edge.runtime.backends.compiling import compile_model, read_ir
-from qwen_edge.runtime.backends.decoder_preparing import prepare_decoder
-from qwen_edge.runtime.backends.openvino import OpenVinoBackend
+from qwen_edge.runtime.backends.decoder_backend import DecoderBackend
+from qwen_edge.runtime.backends.decoder_making import make_decoder_backend
+from qwen_edge.runtime.backends.decoder_preparing import Prepared, prepare_decoder
 from qwen_edge.runtime.decoding.draft_estimates import CALL_SIZES
+from qwen_edge.runtime.kernels import CACHE, KvCache, find_kernels
 from qwen_edge.runtime.manifest import CHAT_TEMPLATE, MODEL_XML, TOKENIZER_JSON, DeviceSettings
 from qwen_edge.runtime.model import Model
 from qwen_edge.runtime.package import check_sizes, read_manifest
@@ -48,6 +50,7 @@ class ModelPair:
 
     models: tuple[Model, Model]
     compiled: Any
+    prepared: Prepared
     settings: DeviceSettings
 
 
@@ -63,43 +66,50 @@ def open_models(package: Path, device: str) -> ModelPair:
     template = (package / CHAT_TEMPLATE).read_text(encoding="utf-8")
 
     def make_model() -> Model:
-        backend = OpenVinoBackend(
+        backend = make_decoder_backend(
             compiled,
+            prepared,
             device=device,
             max_context_tokens=settings.max_context_tokens,
             prefill_chunk_tokens=settings.prefill_chunk_tokens,
-            keeps_alive=prepared,
         )
         warm_up(backend)
         return Model(backend, tokenizer, template, manifest)
 
-    return ModelPair((make_model(), make_model()), compiled, settings)
+    return ModelPair((make_model(), make_model()), compiled, prepared, settings)
 
 
-def warm_up(backend: OpenVinoBackend) -> None:
+def warm_up(backend: DecoderBackend) -> None:
     """Make a call of each size that speculation makes, as loading a package does."""
     for size in (16, 1, *CALL_SIZES):
         backend.forward_scored([0] * size, num_scored=size)
     backend.reset()
 
 
-def make_bare_loop(compiled: Any, chunk_tokens: int) -> Loop:
+def make_bare_loop(compiled: Any, prepared: Prepared, chunk_tokens: int) -> Loop:
     """Return the bare loop over an infer request of the compiled model."""
     request = compiled.create_infer_request()
+    library = find_kernels().path
+    cache = None
+    if prepared.cache is not None and library is not None:
+        cache = KvCache(library, prepared.cache)
 
     def feed(ids: list[int], past: int) -> Any:
         end = past + len(ids)
-        return request.infer(
-            {
-                "input_ids": np.array([ids], np.int64),
-                "attention_mask": np.ones((1, end), np.int64),
-                "position_ids": np.arange(past, end, dtype=np.int64)[None],
-                "beam_idx": np.zeros(1, np.int32),
-            }
-        )[0]
+        inputs = {
+            "input_ids": np.array([ids], np.int64),
+            "position_ids": np.arange(past, end, dtype=np.int64)[None],
+        }
+        if cache is not None:
+            inputs[CACHE] = np.array([cache.number, past], np.int32)
+        else:
+            inputs["attention_mask"] = np.ones((1, end), np.int64)
+            inputs["beam_idx"] = np.zeros(1, np.int32)
+        return request.infer(inputs)[0]
 
     def loop(prompt_ids: list[int]) -> Iterator[int]:
-        request.reset_state()
+        if cache is None:
+            request.reset_state()
         for begin in range(0, len(prompt_ids), chunk_tokens):
             logits = feed(prompt_ids[begin : begin + chunk_tokens], begin)
         for past in count(len(prompt_ids)):
@@ -156,16 +166,17 @@ def measure_round(
 PARTS = ("loop", "lookup", "forced", "demo", "turns", "snapshot")
 
 
-def measure_loop(
-    model: Model, compiled: Any, settings: DeviceSettings, arguments: argparse.Namespace
-) -> dict[str, Any]:
+def measure_loop(pair: ModelPair, arguments: argparse.Namespace) -> dict[str, Any]:
     """Compare the runtime's loop with the bare one."""
+    model = pair.models[0]
     generator = np.random.default_rng(0)
     prefills: list[dict[str, float]] = []
     decodes: list[dict[str, float]] = []
     loops = {
         "runtime": make_runtime_loop(model),
-        "bare_loop": make_bare_loop(compiled, settings.prefill_chunk_tokens),
+        "bare_loop": make_bare_loop(
+            pair.compiled, pair.prepared, pair.settings.prefill_chunk_tokens
+        ),
     }
     for number in range(arguments.rounds + 1):
         prompt = generator.integers(0, model.backend.vocab_size, arguments.prompt_tokens)
@@ -192,7 +203,7 @@ def measure_part(
     """Run one part."""
     rounds = arguments.rounds
     if part == "loop":
-        return measure_loop(pair.models[0], pair.compiled, pair.settings, arguments)
+        return measure_loop(pair, arguments)
     if part == "lookup":
         return measure_scripts(pair.models, rounds)
     if part == "forced":

@@ -32,7 +32,11 @@ _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 _AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"]
 # Each file has the instructions that it was written for; what runs is decided at run time.
 SOURCES = {
+    "extension.cpp": [],
     "compressed_matmul.cpp": [],
+    "cached_attention.cpp": [],
+    "kv_cache.cpp": [],
+    "choices.cpp": [],
     "avx2.cpp": _AVX2,
     "avx2_vnni.cpp": [*_AVX2, "-mavxvnni"],
     "avx512_vnni.cpp": _AVX512,

@@ -38,9 +38,11 @@ from qwen_edge.runtime.backends.onnx import OnnxBackend
 from qwen_edge.runtime.backends.onnx_file import OnnxModel, read_onnx
 from qwen_edge.runtime.backends.onnx_session import CPU_PROVIDER, create_session
 from qwen_edge.runtime.backends.openvino import OpenVinoBackend
+from qwen_edge.runtime.backends.openvino_own_cache import OwnCacheBackend
 from qwen_edge.runtime.backends.openvino_static import StaticOpenVinoBackend
 from qwen_edge.runtime.engine import import_openvino
 from qwen_edge.runtime.golden import GOLDEN_PROPERTIES, answer_greedily
+from qwen_edge.runtime.kernels import CacheShape, find_kernels, use_attention
 from qwen_edge.runtime.manifest import ChatFacts, DeviceSettings, Manifest, OnnxFacts
 from qwen_edge.runtime.package import hash_file, write_manifest
 
@@ -207,8 +209,8 @@ class TinyWeights:
         return None
 
 
-def build_tiny_decoder(poison: float = 1.0) -> Any:
-    spec = read_spec(CONFIG)
+def build_tiny_decoder(poison: float = 1.0, head_dim: int = 16) -> Any:
+    spec = read_spec(CONFIG | {"head_dim": head_dim})
     return build_decoder(spec, TinyWeights(make_tiny_arrays(spec, poison)))
 
 
@@ -509,6 +511,43 @@ def make_openvino_kind(request: pytest.FixtureRequest) -> Kind:
     )
 
 
+def make_own_cache_kind(_: pytest.FixtureRequest) -> Kind:
+    """Attention by our kernels, whose heads are a multiple of 32 wide."""
+    library = find_kernels()
+    if library.path is None:
+        pytest.skip(f"no kernels here: {library.reason}")
+
+    @functools.cache
+    def compile_tiny(poison: float) -> tuple[Any, CacheShape]:
+        model = build_tiny_decoder(poison, head_dim=32)
+        assert keep_last_logits(model, MAX_SCORED_TOKENS)
+        shape = use_attention(model, library)
+        assert shape is not None
+        return compile_model(model, "CPU", EXACT), shape
+
+    def make(poison: float = 1.0, **options: int) -> OwnCacheBackend:
+        limits = {"max_context_tokens": 80, "prefill_chunk_tokens": 16} | options
+        assert library.path is not None
+        return OwnCacheBackend(*compile_tiny(poison), library.path, device="CPU", **limits)
+
+    reference = make(max_context_tokens=256, prefill_chunk_tokens=256)
+
+    def fresh(token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        reference.reset()
+        return reference.forward(token_ids)
+
+    return Kind(
+        "openvino-own-cache",
+        make,
+        make,
+        fresh,
+        tolerance=0.05,  # the engine's sums of other order may round a key or a value otherwise
+        make_poisoned=lambda poison: make(poison),
+        break_engine=break_openvino,
+        engine_error="Exception from src/x.cpp:1:\nCL_OUT_OF_RESOURCES\n",
+    )
+
+
 def make_static_kind(
     request: pytest.FixtureRequest,
     maker: str = "make_static",
@@ -570,6 +609,7 @@ def make_onnx_kind(
 KINDS: dict[str, Callable[[pytest.FixtureRequest], Kind]] = {
     "fake": make_fake_kind,
     "openvino": make_openvino_kind,
+    "openvino-own-cache": make_own_cache_kind,
     "openvino-static": make_static_kind,
     "openvino-static-reuse": lambda request: make_static_kind(
         request,

@@ -17,7 +17,9 @@ from qwen_edge.runtime.backends import cache_variables
 from qwen_edge.runtime.backends.backend import Backend, CacheSnapshot
 from qwen_edge.runtime.backends.compiling import compile_model
 from qwen_edge.runtime.backends.openvino import OpenVinoBackend
+from qwen_edge.runtime.backends.openvino_own_cache import OwnCacheBackend
 from qwen_edge.runtime.engine import import_openvino
+from qwen_edge.runtime.kernels import find_kernels, use_attention
 from qwen_edge.runtime.parking import Parking, cut_snapshot
 from qwen_edge.runtime.prefix_cache import PrefixCache
 from qwen_edge.runtime.snapshots import SnapshotBinding, load_snapshot, save_snapshot
@@ -69,11 +71,28 @@ def compile_tiny(make_decoder: MakeDecoder) -> Callable[[Mapping[str, Any]], Any
     return compile_it
 
 
-@pytest.fixture(params=[*CACHES, "onnx", "onnx-portable"])
+@pytest.fixture(scope="module")
+def make_own_cache(make_decoder: MakeDecoder) -> Callable[[], Backend]:
+    """Return a maker of backends with keys and values in memory of ours."""
+    library = find_kernels()
+    if library.path is None:
+        pytest.skip(f"no kernels here: {library.reason}")
+    model = make_decoder(head_dim=32)
+    shape = use_attention(model, library)
+    assert shape is not None
+    compiled = compile_model(model, "CPU", F32 | {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0})
+    limits = {"max_context_tokens": MAX_TOKENS, "prefill_chunk_tokens": 64}
+    path = library.path
+    return lambda: OwnCacheBackend(compiled, shape, path, device="CPU", **limits)
+
+
+@pytest.fixture(params=[*CACHES, "own-cache", "onnx", "onnx-portable"])
 def make_pair(
     request: pytest.FixtureRequest, compile_tiny: Any, make_onnx: Any, open_onnx_model: Any
 ) -> tuple[Callable[[], Backend], str | None]:
     """Return a maker of backends of each kind of cache, and what its arrays are kept as."""
+    if request.param == "own-cache":
+        return request.getfixturevalue("make_own_cache"), None
     if not request.param.startswith("onnx"):
         properties, dtype = CACHES[request.param]
         return lambda: make_openvino(compile_tiny(properties)), dtype
@@ -172,6 +191,40 @@ def test_snapshot_of_other_settings_is_refused(compile_tiny: Any, name: str, val
     assert "restore it where it was taken" in caught.value.fix
     assert other.cached_tokens == 1
     assert u8.snapshot().settings["engine"] == f"OpenVINO {import_openvino().__version__}"
+
+
+def test_own_cache_takes_34_bytes_for_32_numbers(make_own_cache: Callable[[], Backend]) -> None:
+    """Of Qwen3-4B 78 kB per token, in blocks of 16 tokens."""
+    backend = make_own_cache()
+    backend.forward(make_ids(300))
+    backend.trim(200)
+    num_bytes = sum(array.nbytes for array in backend.snapshot().arrays)
+    assert num_bytes == 112 * 2 * 2 * 2 * 34  # layers, keys and values, heads
+
+
+def test_own_cache_refuses_what_is_not_its_own(
+    make_own_cache: Callable[[], Backend], compile_tiny: Any
+) -> None:
+    backend = make_own_cache()
+    backend.forward(make_ids(20))
+    snapshot = backend.snapshot()
+    first, *rest = snapshot.arrays
+    bad: list[tuple[Array, ...]] = [
+        tuple(rest),
+        (first[:, :1], *rest),
+        (first[:, :, :-1], *rest),
+        (first.astype(np.int8), *rest),
+        (),
+    ]
+    for arrays in bad:
+        with pytest.raises(UsageError, match="does not fit this model"):
+            backend.restore(dataclasses.replace(snapshot, arrays=arrays))
+        assert backend.cached_tokens == 20
+    changed = {**snapshot.settings, "cache": "another form"}
+    with pytest.raises(UsageError, match="was made with cache another form"):
+        backend.restore(dataclasses.replace(snapshot, settings=changed))
+    with pytest.raises(UsageError, match="it is of kind"):
+        make_openvino(compile_tiny(CACHES["u8"][0])).restore(snapshot)
 
 
 def test_damaged_limits_and_masks_are_refused(compile_tiny: Any) -> None:

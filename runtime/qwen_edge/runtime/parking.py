@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qwen_edge.runtime.backends.backend import CacheSnapshot
+from qwen_edge.runtime.kernels.kv_cache import BLOCK_TOKENS
 
 _LOGGER = logging.getLogger(__name__)
+_BLOCK_AXES = ("heads", "blocks", "bytes")
 PARKING_BUDGET_BYTES = 512 << 20
 """Memory for conversations put aside: 6,800 tokens of Qwen3-4B with a cache of 8 bits."""
 
@@ -129,7 +131,8 @@ def cut_snapshot(snapshot: CacheSnapshot, num_tokens: int) -> CacheSnapshot:
 
     Args:
         snapshot: Of any backend: arrays of four and five axes have a row per token in the third,
-            one of one axis is a mask with a 1 per token.
+            those of three a block of 16 tokens in the second, one of one axis is a mask with a 1
+            per token.
         num_tokens: At most those it has.
 
     Returns:
@@ -142,6 +145,8 @@ def cut_snapshot(snapshot: CacheSnapshot, num_tokens: int) -> CacheSnapshot:
         if array.ndim == 1:
             end = int(np.flatnonzero(array)[num_tokens - 1]) + 1
             arrays.append(array[:end])
+        elif array.ndim == len(_BLOCK_AXES):
+            arrays.append(array[:, : -(-num_tokens // BLOCK_TOKENS)])
         else:
             arrays.append(array[:, :, :num_tokens])
     ids = snapshot.token_ids[:num_tokens]

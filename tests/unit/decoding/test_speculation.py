@@ -30,6 +30,7 @@ def table(sizes: Sequence[int], costs: Sequence[float]) -> Costs:
 
 
 CURVES: dict[str, Costs] = {
+    "own kernels": table([1, 2, 3, 4, 6, 8, 12, 16], [1, 1.08, 1.2, 1.4, 1.6, 1.75, 2.5, 3.2]),
     "measured": table([1, 2, 3, 4, 6, 8, 16], [1, 0.95, 0.95, 1.1, 1.25, 1.55, 2.9]),
     "small model": table([1, 2, 4, 8, 16], [1, 1.3, 1.6, 2.3, 3.6]),
     "dear second token": table([1, 2, 16], [1, 2, 2]),
@@ -160,6 +161,19 @@ def test_estimates_of_one_answer_serve_the_next() -> None:
     drafter = Speculation([PromptLookup()])
     prompt, text = TEXTS["edited"][0], TEXTS["edited"][1][:40]
     assert engine.gain(drafter, prompt, text) < engine.gain(drafter, prompt, text)
+
+
+def test_what_earlier_texts_taught_soon_gives_way_to_the_next() -> None:
+    """After copies that went well, a text that never goes on as before loses little."""
+    engine = Simulation(CURVES["own kernels"])
+    drafter = Speculation([PromptLookup()])
+    assert engine.gain(drafter, *TEXTS["edited"]) > 3
+    assert engine.gain(drafter, *TEXTS["extracted"]) > 2
+    few = list(range(1000, 1012))
+    source = random.Random(7)
+    for least in (0.955, 0.98):
+        text = source.choices(few, k=512)
+        assert engine.gain(drafter, text[:400], text[400:]) > least
 
 
 def test_engine_that_becomes_slow_at_long_calls_is_noticed() -> None:

@@ -36,20 +36,24 @@ _SETTINGS = (
     "KEY_CACHE_GROUP_SIZE",
     "VALUE_CACHE_GROUP_SIZE",
 )
+_NUM_ARITHMETIC = 3  # of these, the others are of the engine's own cache
 # Given out as bare numbers without their scales; taking them back ends the process (2026.4.1).
 _UNREADABLE = frozenset({"u4", "i4", "u2", "u1"})
 _FORM_OF: Mapping[str, Form] = {"u8": "u8"}
 
 
-def read_cache_settings(compiled: Any, device: str) -> dict[str, str]:
+def read_cache_settings(
+    compiled: Any, device: str, *, is_own_cache: bool = False
+) -> dict[str, str]:
     """Return engine, version and settings that the numbers in a model's cache depend on.
 
     Args:
         compiled: An `openvino.CompiledModel`.
         device: What it was compiled for.
+        is_own_cache: Whether keys and values lie outside the engine.
     """
     settings = {"engine": f"OpenVINO {import_openvino().__version__}", "device": device}
-    for name in _SETTINGS:
+    for name in _SETTINGS if not is_own_cache else _SETTINGS[:_NUM_ARITHMETIC]:
         # Plugins list properties that they then do not tell, and tell some they do not list.
         with contextlib.suppress(RuntimeError):
             settings[name] = _as_text(compiled.get_property(name))

@@ -2,19 +2,28 @@
 
 The package's model gives logits for every position and computes with the engine's operators, so
 that other programs can run it. Here it is cut down to the last positions, and on a CPU our own
-kernels take the place of its products with compressed weights.
+kernels take the place of its products with compressed weights, and of attention with its cache.
 """
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qwen_edge.errors import DeviceError
 from qwen_edge.profiles.properties import KERNELS
 from qwen_edge.runtime.backends.backend import MAX_SCORED_TOKENS
 from qwen_edge.runtime.backends.last_logits import keep_last_logits
-from qwen_edge.runtime.kernels import AUTO, are_wanted, find_kernels, use_kernels
+from qwen_edge.runtime.kernels import (
+    AUTO,
+    CacheShape,
+    KernelLibrary,
+    are_wanted,
+    find_kernels,
+    has_own_cache,
+    use_attention,
+    use_kernels,
+)
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -25,12 +34,14 @@ class Prepared:
 
     Attributes:
         properties: For the engine: those given, without our own.
-        kernels: Which of our kernels compute its products; None for the engine's.
+        kernels: Which of our kernels it has; None for the engine's alone.
+        cache: What its cache of ours must be like; None where the engine keeps one.
         keeps_alive: Memory that it reads weights from; keep it as long as what is compiled.
     """
 
     properties: Mapping[str, str | bool | int]
     kernels: str | None = None
+    cache: CacheShape | None = None
     keeps_alive: object = field(default=None, repr=False)
 
 
@@ -48,19 +59,42 @@ def prepare_decoder(
         DeviceError: There are no kernels of that name here.
     """
     keep_last_logits(model, MAX_SCORED_TOKENS)
-    return put_in_kernels(model, device, properties)
+    chosen = _choose(device, properties)
+    prepared = _put_in_kernels(model, chosen)
+    if chosen.library is None or not has_own_cache(properties):
+        return prepared
+    cache = use_attention(model, chosen.library, kernels=chosen.kernels)
+    return prepared if cache is None else replace(prepared, kernels=chosen.name, cache=cache)
 
 
 def put_in_kernels(model: Any, device: str, properties: Mapping[str, str | bool | int]) -> Prepared:
-    """Let our kernels compute what they can of any model; as `prepare_decoder`.
+    """Let our kernels compute what products they can of any model; as `prepare_decoder`.
 
     Where there are none, and none was asked for by name, the engine's are left.
     """
+    return _put_in_kernels(model, _choose(device, properties))
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Which kernels properties ask for; no library for the engine's."""
+
+    properties: Mapping[str, str | bool | int]
+    kernels: str = AUTO
+    library: KernelLibrary | None = None
+
+    @property
+    def name(self) -> str:
+        names = self.library.names if self.library else ()
+        return names[0] if self.kernels == AUTO else self.kernels
+
+
+def _choose(device: str, properties: Mapping[str, str | bool | int]) -> _Chosen:
     is_wanted = device == "CPU" and are_wanted(properties)
     properties = dict(properties)
     kernels = str(properties.pop(KERNELS, AUTO))
     if not is_wanted:
-        return Prepared(properties)
+        return _Chosen(properties)
     library = find_kernels()
     if kernels not in (AUTO, *library.names):
         raise DeviceError(
@@ -71,9 +105,14 @@ def put_in_kernels(model: Any, device: str, properties: Mapping[str, str | bool 
         )
     if not library.names:
         _LOGGER.info("Our own kernels are not used: %s", library.reason)
-        return Prepared(properties)
-    replacement = use_kernels(model, library, kernels=kernels)
+        return _Chosen(properties)
+    return _Chosen(properties, kernels, library)
+
+
+def _put_in_kernels(model: Any, chosen: _Chosen) -> Prepared:
+    if chosen.library is None:
+        return Prepared(chosen.properties)
+    replacement = use_kernels(model, chosen.library, kernels=chosen.kernels)
     if not replacement.num_products:
-        return Prepared(properties)
-    name = library.names[0] if kernels == AUTO else kernels
-    return Prepared(properties, name, replacement.keeps_alive)
+        return Prepared(chosen.properties)
+    return Prepared(chosen.properties, chosen.name, keeps_alive=replacement.keeps_alive)

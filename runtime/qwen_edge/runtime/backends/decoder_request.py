@@ -33,12 +33,14 @@ class DecoderRequest:
     Args:
         compiled: A compiled model with the inputs and output named above.
         device: For messages.
+        is_own_cache: Whether keys and values lie outside the engine.
 
     State:
-        The engine keeps the cache. Arrays bound for one call must not change during it.
+        The engine keeps the cache, or is handed it. Arrays bound for one call must not change
+        during it.
     """
 
-    def __init__(self, compiled: Any, device: str) -> None:
+    def __init__(self, compiled: Any, device: str, *, is_own_cache: bool = False) -> None:
         self._tensor = import_openvino().Tensor
         self._device = device
         self._request: Any = _create_request(compiled, device)
@@ -47,19 +49,25 @@ class DecoderRequest:
         # -1 where the head was not cut: then there are logits of every position.
         most = int(num_scored.get_max_length())
         self.max_scored_tokens = MAX_SCORED_TOKENS if most < 0 else min(most, MAX_SCORED_TOKENS)
-        self.cache_settings: Mapping[str, str] = read_cache_settings(compiled, device)
+        self.cache_settings: Mapping[str, str] = read_cache_settings(
+            compiled, device, is_own_cache=is_own_cache
+        )
         self._variables = CacheVariables(
             lambda: self._request.query_state(), self.cache_settings, self._tensor
         )
         # A decode step writes into these two, so that they need binding once only.
         self._one_id = np.zeros((1, 1), dtype=np.int64)
         self._one_position = np.zeros((1, 1), dtype=np.int64)
-        # int32 [1]: go on from the only sequence there is.
-        self._beam = np.zeros(1, dtype=np.int32)
-        self._request.set_tensor(BEAM_IDX, self._tensor(self._beam, shared_memory=True))
         # The engine keeps addresses, not references: what is bound must be held here.
         self._bound: tuple[npt.NDArray[np.int64], ...] = ()
         self._mask: Mask | None = None
+        # int32 [1]: go on from the only sequence there is.
+        self._beam = np.zeros(1, dtype=np.int32)
+        self._bind_once()
+
+    def _bind_once(self) -> None:
+        """Bind what is the same in all calls."""
+        self._request.set_tensor(BEAM_IDX, self._tensor(self._beam, shared_memory=True))
 
     def run(self, token_ids: Sequence[int], mask: Mask, first_position: int) -> None:
         """Feed tokens; the cache grows by their number.
@@ -74,7 +82,12 @@ class DecoderRequest:
             UsageError: The request is closed.
         """
         self.check_open()
-        request = self._request
+        self._mask = mask
+        self._request.set_tensor(ATTENTION_MASK, self._tensor(mask, shared_memory=True))
+        self.infer(token_ids, first_position)
+
+    def infer(self, token_ids: Sequence[int], first_position: int) -> None:
+        """Feed tokens, all else being bound; as `run`."""
         try:
             if len(token_ids) == 1:
                 self._one_id[0, 0] = token_ids[0]
@@ -84,9 +97,7 @@ class DecoderRequest:
                 ids = np.array(token_ids, dtype=np.int64)[None]  # [1, n]
                 end = first_position + len(token_ids)
                 self._bind(ids, np.arange(first_position, end, dtype=np.int64)[None])
-            self._mask = mask
-            request.set_tensor(ATTENTION_MASK, self._tensor(mask, shared_memory=True))
-            request.infer(None, share_inputs=True, share_outputs=True)
+            self._request.infer(None, share_inputs=True, share_outputs=True)
         except RuntimeError as error:
             raise DeviceError(
                 f"Device {self._device!r} stopped at {first_position + len(token_ids):,} tokens "

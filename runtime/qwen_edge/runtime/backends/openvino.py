@@ -1,4 +1,4 @@
-"""The backend for CPU and GPU: a stateful decoder whose cache grows row by row.
+"""The backend over the engine's own cache, on CPU and GPU: it grows row by row.
 
 Forgetting costs nothing. The engine can only append to its cache, so a forgotten token stays
 there as a *hole*: `attention_mask` is 0 at its row, no later token sees it, and positions go on
@@ -14,17 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from qwen_edge.errors import DeviceError
-from qwen_edge.runtime.backends.backend import CacheSnapshot, Logits, LogitsRows
+from qwen_edge.runtime.backends.backend import CacheSnapshot
 from qwen_edge.runtime.backends.checks import (
-    check_num_scored,
     check_room,
     check_snapshot,
-    check_token_ids,
     check_trim,
     find_other_setting,
     unfit_snapshot,
 )
-from qwen_edge.runtime.backends.chunks import cut_into_chunks
+from qwen_edge.runtime.backends.decoder_backend import DecoderBackend
 from qwen_edge.runtime.backends.decoder_request import DecoderRequest
 
 _LOGGER = logging.getLogger(__name__)
@@ -34,7 +32,7 @@ MIN_HOLES_TO_COMPACT = 256
 _KIND = "openvino"
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(DecoderBackend):
     """One sequence on a compiled, stateful decoder.
 
     Args:
@@ -60,64 +58,22 @@ class OpenVinoBackend:
         min_holes_to_compact: int = MIN_HOLES_TO_COMPACT,
         keeps_alive: object = None,
     ) -> None:
-        self._keeps_alive = keeps_alive
-        self._request = DecoderRequest(compiled, device)
-        self._max_context_tokens = max_context_tokens
-        self._prefill_chunk_tokens = prefill_chunk_tokens
+        super().__init__(
+            DecoderRequest(compiled, device),
+            max_context_tokens=max_context_tokens,
+            prefill_chunk_tokens=prefill_chunk_tokens,
+            keeps_alive=keeps_alive,
+        )
         self._min_holes_to_compact = min_holes_to_compact
         self._mask = np.zeros((1, max_context_tokens), dtype=np.int64)
         self._num_rows = 0
-        self._ids: list[int] = []
         self._must_reset = False
         self.num_compactions = 0
-
-    @property
-    def cached_tokens(self) -> int:
-        """Tokens in the cache that are still part of the sequence."""
-        return len(self._ids)
-
-    @property
-    def max_context_tokens(self) -> int:
-        """Most tokens that `cached_tokens` may reach."""
-        return self._max_context_tokens
-
-    @property
-    def vocab_size(self) -> int:
-        """Length of the logits."""
-        return self._request.vocab_size
 
     @property
     def num_holes(self) -> int:
         """Rows in the engine's cache that no token attends to any more."""
         return self._num_rows - len(self._ids)
-
-    def forward(self, token_ids: Sequence[int]) -> Logits:
-        """Append tokens; return the logits after the last, float32 [vocab_size], a copy.
-
-        Raises:
-            ContextFullError: The cache would exceed `max_context_tokens`. Nothing changed.
-            DeviceError: The engine refused; the cache is empty now.
-            ParityError: The logits are not finite; the cache is empty now.
-            UsageError: The backend is closed.
-            ValueError: No ids, or ids outside the vocabulary. Nothing changed.
-        """
-        logits: Logits = self._compute(token_ids, 1)[0]
-        return logits
-
-    @property
-    def max_scored_tokens(self) -> int:
-        """Most tokens after which one call gives logits."""
-        return min(self._request.max_scored_tokens, self._prefill_chunk_tokens)
-
-    def forward_scored(self, token_ids: Sequence[int], *, num_scored: int) -> LogitsRows:
-        """Append tokens; return the logits after each of the last ones, a copy.
-
-        Raises:
-            ValueError: `num_scored` is out of range. Nothing changed.
-            EdgeError: As `forward`.
-        """
-        check_num_scored(num_scored, len(token_ids), self.max_scored_tokens)
-        return self._compute(token_ids, num_scored)
 
     def trim(self, num_tokens: int) -> None:
         """Forget the last tokens by making holes of them; costs nothing in the engine.
@@ -132,10 +88,6 @@ class OpenVinoBackend:
             rows = np.flatnonzero(self._mask[0, : self._num_rows])
             self._mask[0, rows[-num_tokens:]] = 0
             del self._ids[-num_tokens:]
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._forget()
 
     def snapshot(self) -> CacheSnapshot:
         """Return a copy of the cache: its mask, and the packed rows of its tokens.
@@ -195,12 +147,6 @@ class OpenVinoBackend:
             self._forget()
             raise
 
-    def close(self) -> None:
-        """Release the engine. Calling it twice is harmless."""
-        self._forget()
-        self._request.close()
-        self._keeps_alive = None
-
     def _check_arrays(self, snapshot: CacheSnapshot) -> None:
         """Refuse arrays that are not this model's, or that have no room here."""
         mask, packed = snapshot.arrays[:1], snapshot.arrays[1:]
@@ -217,23 +163,6 @@ class OpenVinoBackend:
             problem = self._request.find_misfit(packed, len(snapshot.token_ids))
         if problem is not None:
             raise unfit_snapshot(problem)
-
-    def _compute(self, token_ids: Sequence[int], num_scored: int) -> LogitsRows:
-        """Append tokens; return the logits after each of the last ones."""
-        check_token_ids(token_ids, self._request.vocab_size)
-        check_room(len(self._ids), len(token_ids), self._max_context_tokens)
-        try:
-            self._make_room(len(token_ids))
-            self._feed(token_ids, num_scored)
-            return self._request.read_logits(num_scored)
-        except BaseException:
-            # Also for Ctrl-C: whether the engine appended before it is unknown.
-            self._forget()
-            raise
-
-    def _feed(self, token_ids: Sequence[int], num_scored: int = 1) -> None:
-        for chunk in cut_into_chunks(token_ids, self._prefill_chunk_tokens, num_scored):
-            self._append(chunk)
 
     def _append(self, token_ids: Sequence[int]) -> None:
         end = self._num_rows + len(token_ids)

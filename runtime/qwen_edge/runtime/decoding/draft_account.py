@@ -14,7 +14,7 @@ from qwen_edge.runtime.decoding.drafting import CallReport
 _LOSS_SHARE = 0.01
 _LOSS_STEPS, _SURE_LOSS_STEPS, _SURE_GAIN = 1.0, 2.5, 1.5
 _DOUBT_SHARE = 0.04  # single steps may be so much faster than they were measured
-_CREDIT_STEPS = 4.0  # gains of before that losses may use up
+_CREDIT_STEPS = 2.0  # gains of before that losses may use up
 _MIN_UNPAID = 16  # calls with a guess that was not tried, before it is said that none pays
 
 

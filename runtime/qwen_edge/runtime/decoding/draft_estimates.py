@@ -32,6 +32,7 @@ _MOST_OFF = 2.0  # a call is counted as at most so many times what was expected
 _EVIDENCE_BOUNDS = (2, 3, 4, 5, 6, 8, 11, 16, 24, 32)
 _HIT_MEMORY = 0.97
 _PRIOR_WEIGHT = 3.0
+_FADED_WEIGHT = 3.0  # guesses that an earlier answer counts for
 
 
 class RecentMedian:
@@ -216,9 +217,11 @@ class HitRates:
         self._weights[index] = self._weights[index] * _HIT_MEMORY + 1.0
 
     def fade(self) -> None:
-        """Halve the weight of what was learned: the next text may be another."""
-        self._hits = [hits / 2.0 for hits in self._hits]
-        self._weights = [weight / 2.0 for weight in self._weights]
+        """Let what was learned count as little as a few guesses: the next text may be another."""
+        for index, weight in enumerate(self._weights):
+            if weight > _FADED_WEIGHT:
+                self._hits[index] *= _FADED_WEIGHT / weight
+                self._weights[index] = _FADED_WEIGHT
 
 
 def _nearest_size(num_tokens: int) -> int:

@@ -16,6 +16,7 @@ from qwen_edge.profiles.gpu_memory import check_gpu_buffers
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.runtime.backends.backend import Backend
 from qwen_edge.runtime.backends.compiling import compile_model, read_ir
+from qwen_edge.runtime.backends.decoder_making import make_decoder_backend
 from qwen_edge.runtime.backends.decoder_preparing import Prepared, prepare_decoder
 from qwen_edge.runtime.backends.decoder_request import (
     ATTENTION_MASK,
@@ -24,7 +25,6 @@ from qwen_edge.runtime.backends.decoder_request import (
     LOGITS,
     POSITION_IDS,
 )
-from qwen_edge.runtime.backends.openvino import OpenVinoBackend
 from qwen_edge.runtime.backends.openvino_static import StaticOpenVinoBackend
 from qwen_edge.runtime.devices.answer_check import check_answers
 from qwen_edge.runtime.devices.compile_trial import (
@@ -231,17 +231,17 @@ def compile_backend(
     if settings.max_prompt_tokens is None:  # the NPU plugin looks for the head and cuts it itself
         prepared = prepare_decoder(model, settings.device, properties)
     compiled = compile_model(model, settings.device, prepared.properties)
-    return _make_backend(compiled, settings, prepared.keeps_alive)
+    return _make_backend(compiled, settings, prepared)
 
 
-def _make_backend(compiled: Any, settings: DeviceSettings, keeps_alive: object) -> Backend:
+def _make_backend(compiled: Any, settings: DeviceSettings, prepared: Prepared) -> Backend:
     if settings.max_prompt_tokens is None:
-        return OpenVinoBackend(
+        return make_decoder_backend(
             compiled,
+            prepared,
             device=settings.device,
             max_context_tokens=settings.max_context_tokens,
             prefill_chunk_tokens=settings.prefill_chunk_tokens,
-            keeps_alive=keeps_alive,
         )
     return StaticOpenVinoBackend(
         compiled,

@@ -17,6 +17,8 @@ from qwen_edge.profiles.properties import ENGINE_KERNELS, KERNELS
 from qwen_edge.runtime.engine import first_line, import_openvino
 
 AUTO = "auto"
+_CACHE_PRECISIONS = ("KV_CACHE_PRECISION", "KEY_CACHE_PRECISION", "VALUE_CACHE_PRECISION")
+_CACHE_GROUPS = ("KEY_CACHE_GROUP_SIZE", "VALUE_CACHE_GROUP_SIZE")
 LIBRARY = Path(__file__).with_name("_compressed_matmul.so")
 
 
@@ -55,6 +57,13 @@ def are_wanted(properties: Mapping[str, object]) -> bool:
     is_exact = is_exact or properties.get("EXECUTION_MODE_HINT") == "ACCURACY"
     # In f16 the engine changes every number of the graph to it, and ours take float32.
     return not is_exact and properties.get("INFERENCE_PRECISION_HINT") != "f16"
+
+
+def has_own_cache(properties: Mapping[str, object]) -> bool:
+    """Whether properties for the CPU leave keys and values to a cache of ours, of 8 bits."""
+    precisions = {str(properties.get(name, "u8")).lower() for name in _CACHE_PRECISIONS}
+    groups = {str(properties.get(name, "0")) for name in _CACHE_GROUPS}
+    return precisions == {"u8"} and groups == {"0"}
 
 
 def are_used(properties: Mapping[str, object]) -> bool:

@@ -13,8 +13,9 @@ from typing import Any
 from qwen_edge.profiles.properties import ENGINE_KERNELS, KERNELS
 from qwen_edge.runtime.backends.backend import MAX_SCORED_TOKENS
 from qwen_edge.runtime.backends.compiling import compile_model, read_ir
-from qwen_edge.runtime.backends.decoder_preparing import prepare_decoder
-from qwen_edge.runtime.backends.openvino import OpenVinoBackend
+from qwen_edge.runtime.backends.decoder_backend import DecoderBackend
+from qwen_edge.runtime.backends.decoder_making import make_decoder_backend
+from qwen_edge.runtime.backends.decoder_preparing import Prepared, prepare_decoder
 from qwen_edge.runtime.manifest import MODEL_XML, DeviceSettings
 from qwen_edge.runtime.tuning.candidate import PREFILL_CHUNK, TUNABLE, Candidate
 
@@ -45,8 +46,8 @@ class EngineRunner:
         self._folder = folder
         self._settings = settings
         self._compiled: Any = None if beside is None else beside._compiled
-        self._keeps_alive: object = None if beside is None else beside._keeps_alive
-        self._backend: OpenVinoBackend | None = None
+        self._prepared: Prepared | None = None if beside is None else beside._prepared
+        self._backend: DecoderBackend | None = None
         self._resolved: dict[str, str] = {}
 
     def compile(self) -> None:
@@ -60,7 +61,7 @@ class EngineRunner:
             model = read_ir(self._folder / MODEL_XML)
             prepared = prepare_decoder(model, settings.device, settings.properties)
             self._compiled = compile_model(model, settings.device, prepared.properties)
-            self._keeps_alive = prepared.keeps_alive
+            self._prepared = prepared
             if settings.device == "CPU":
                 self._resolved[KERNELS] = prepared.kernels or ENGINE_KERNELS
         self._resolved[PREFILL_CHUNK] = str(settings.prefill_chunk_tokens)
@@ -74,7 +75,7 @@ class EngineRunner:
         return self._resolved
 
     @property
-    def backend(self) -> OpenVinoBackend:
+    def backend(self) -> DecoderBackend:
         """The model, warm.
 
         Raises:
@@ -83,12 +84,13 @@ class EngineRunner:
         if self._backend is None:
             if self._compiled is None:
                 self.compile()
-            backend = OpenVinoBackend(
+            assert self._prepared is not None
+            backend = make_decoder_backend(
                 self._compiled,
+                self._prepared,
                 device=self._settings.device,
                 max_context_tokens=self._settings.max_context_tokens,
                 prefill_chunk_tokens=self._settings.prefill_chunk_tokens,
-                keeps_alive=self._keeps_alive,
             )
             for size in _WARM_UP:
                 backend.forward([0] * size)
@@ -117,4 +119,4 @@ class EngineRunner:
         backend, self._backend, self._compiled = self._backend, None, None
         if backend is not None:
             backend.close()
-        self._keeps_alive = None
+        self._prepared = None

@@ -57,6 +57,32 @@ struct Avx2Vectors {
     static __m128 add_quarters(Floats v) {
         return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     }
+    static Floats subtract(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
+    // The second one where either is not a number.
+    static Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+    static float largest_lane(Floats v) {
+        __m128 half = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+        half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+        return _mm_cvtss_f32(_mm_max_ss(half, _mm_shuffle_ps(half, half, 1)));
+    }
+    static float first_lane(Floats v) { return _mm256_cvtss_f32(v); }
+    static Ints to_ints(Floats v) { return _mm256_cvtps_epi32(v); }
+    static Floats scale_by_power(Floats v, Ints power) {
+        return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), _mm256_slli_epi32(power, 23)));
+    }
+    static Floats keep_first(Floats v, int count, float other) {
+        const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        const __m256i kept = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lanes);
+        return _mm256_blendv_ps(_mm256_set1_ps(other), v, _mm256_castsi256_ps(kept));
+    }
+    // Signed bytes, and upper halves of floats.
+    static Floats load_codes(const uint8_t* p) {
+        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+    }
+    static Floats load_upper_halves(const uint16_t* p) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(
+            _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+    }
 
 private:
     static __m128i load_16(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }

@@ -26,6 +26,8 @@ struct V : Avx2Vectors {
 
 #include "vector_kernels.inl"
 
+#include "vector_attention.inl"
+
 const Kernels* avx2_vnni_kernels() { return &kKernels; }
 
 }  // namespace qwen_edge

@@ -62,6 +62,25 @@ struct V {
         const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
         return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
     }
+    static Floats subtract(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+    // The second one where either is not a number.
+    static Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+    static float largest_lane(Floats v) { return _mm512_reduce_max_ps(v); }
+    static float first_lane(Floats v) { return _mm512_cvtss_f32(v); }
+    static Ints to_ints(Floats v) { return _mm512_cvtps_epi32(v); }
+    static Floats scale_by_power(Floats v, Ints power) {
+        return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(v), _mm512_slli_epi32(power, 23)));
+    }
+    static Floats keep_first(Floats v, int count, float other) {
+        const __mmask16 kept = count >= kLanes ? 0xFFFF : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
+        return _mm512_mask_mov_ps(_mm512_set1_ps(other), kept, v);
+    }
+    // Signed bytes, and upper halves of floats.
+    static Floats load_codes(const uint8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_16(p))); }
+    static Floats load_upper_halves(const uint16_t* p) {
+        const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+    }
 
 private:
     static __m128i load_16(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
@@ -70,6 +89,8 @@ private:
 }  // namespace
 
 #include "vector_kernels.inl"
+
+#include "vector_attention.inl"
 
 const Kernels* avx512_vnni_kernels() { return &kKernels; }
 

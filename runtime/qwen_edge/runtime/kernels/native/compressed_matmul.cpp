@@ -1,6 +1,8 @@
-// The operator that the graph gets in the place of products with compressed weights, and the entry
-// points of the library.
+// The operator that the graph gets in the place of products with compressed weights.
 
+#include "operators.hpp"
+
+#include "choices.hpp"
 #include "kernels.hpp"
 
 #include <algorithm>
@@ -11,51 +13,11 @@
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
 
-#include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
 #include <openvino/op/op.hpp>
 
 namespace qwen_edge {
 namespace {
-
-struct Choice {
-    const char* name;
-    const Kernels* kernels;
-    bool uses_tiles;
-};
-
-// What this processor can run, best first.
-const std::vector<Choice>& choices() {
-    static const std::vector<Choice> found = [] {
-        std::vector<Choice> result;
-        __builtin_cpu_init();
-        const bool has_512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-        const bool has_2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                           __builtin_cpu_supports("f16c");
-        if (has_512 && amx::is_available()) result.push_back({"amx", avx512_vnni_kernels(), true});
-        if (has_512) result.push_back({"avx512-vnni", avx512_vnni_kernels(), false});
-        if (has_2 && __builtin_cpu_supports("avxvnni"))
-            result.push_back({"avx2-vnni", avx2_vnni_kernels(), false});
-        if (has_2) result.push_back({"avx2", avx2_kernels(), false});
-        return result;
-    }();
-    return found;
-}
-
-const Choice* find_choice(const std::string& name) {
-    for (const Choice& choice : choices())
-        if (name == "auto" || name == choice.name) return &choice;
-    return nullptr;
-}
-
-// Memory of the calling thread that is kept for the next call.
-template <typename T, int kUse>
-T* keep(size_t count) {
-    static thread_local std::vector<T> memory;
-    if (memory.size() < count) memory.resize(count);
-    return memory.data();
-}
 
 // Calls `function(product, begin, end)` for all rows of all products, on all threads. A thread
 // goes through neighbouring rows, as memory likes it; one that is done takes from another.
@@ -233,23 +195,6 @@ private:
     const Choice* choice_ = nullptr;
 };
 
+ov::Extension::Ptr compressed_matmul_extension() { return std::make_shared<ov::OpExtension<CompressedMatMul>>(); }
+
 }  // namespace qwen_edge
-
-#if defined(_WIN32)
-#define QWEN_EDGE_EXPORT extern "C" __declspec(dllexport)
-#else
-#define QWEN_EDGE_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
-
-// Names of the kernels that this processor can run, best first, with commas between.
-QWEN_EDGE_EXPORT const char* qwen_edge_kernels() {
-    static const std::string names = [] {
-        std::string result;
-        for (const auto& choice : qwen_edge::choices()) result += (result.empty() ? "" : ",") + std::string(choice.name);
-        return result;
-    }();
-    return names.c_str();
-}
-
-OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>(
-    {std::make_shared<ov::OpExtension<qwen_edge::CompressedMatMul>>()}));

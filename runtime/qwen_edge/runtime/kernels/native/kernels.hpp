@@ -45,6 +45,45 @@ struct RoundedActivations {
     int columns;
 };
 
+// ---- attention over a cache of rounded keys and values
+
+// A cache grows by pages of tokens; in a page each head has blocks of tokens, first keys, then
+// values: whole numbers of 8 bits and a scale for 32 of them, the upper half of a float32.
+//   keys    int8 [head_dim][kCacheBlock tokens], scales uint16 [head_dim / 32][kCacheBlock]
+//   values  int8 [kCacheBlock tokens][head_dim], scales uint16 [head_dim / 32][kCacheBlock]
+// So products with keys have tokens in the lanes of vectors, and those with values dimensions.
+constexpr int kCacheBlock = 16;
+constexpr int kCachePage = 256;
+constexpr int kCacheGroup = 32;
+
+// Bytes of the keys, or of the values, of a block.
+static inline size_t cache_half_bytes(int head_dim) {
+    return static_cast<size_t>(head_dim) * kCacheBlock + static_cast<size_t>(head_dim / kCacheGroup) * kCacheBlock * 2;
+}
+
+static inline size_t cache_page_bytes(int kv_heads, int head_dim) {
+    return static_cast<size_t>(kv_heads) * (kCachePage / kCacheBlock) * 2 * cache_half_bytes(head_dim);
+}
+
+// Where the block with `token` (of its page) of a head begins.
+static inline size_t cache_block_place(int head, int token, int head_dim) {
+    return (static_cast<size_t>(head) * (kCachePage / kCacheBlock) + token / kCacheBlock) * 2 * cache_half_bytes(head_dim);
+}
+
+struct Attention {
+    const float* queries;         // [heads, rows, head_dim]
+    float* outputs;               // [rows, heads, head_dim]
+    const uint8_t* const* pages;  // of the layer
+    int past;                     // tokens before the first row
+    int rows;
+    int heads;
+    int kv_heads;
+    int head_dim;  // a multiple of kCacheGroup
+    float scale;   // of the products of queries and keys
+};
+// Rows that are attended with at once: what is widened of the cache then serves all of them.
+constexpr int kAttentionRows = 8;
+
 // Files of kernels use no templates or inline functions of the standard library: the linker keeps one
 // copy of these for all files, and it may be one with instructions that the processor lacks.
 struct Kernels {
@@ -61,7 +100,19 @@ struct Kernels {
         float* outputs, size_t stride, void* scratch);
     int block_rows;
     size_t (*scratch_bytes)(const Weights& weights, int rows);
+    // Rounds key and value [head_dim] of a head into a page, as its token `token`.
+    void (*store_token)(const float* key, const float* value, uint8_t* page, int head, int token, int head_dim);
+    // Rows [first, first + count) of all queries that share a head of keys; count is at most
+    // kAttentionRows. A row's numbers are the same to the bit whatever other rows there are.
+    // `scratch` holds attention_scratch_bytes.
+    void (*attend)(const Attention& attention, int kv_head, int first, int count, void* scratch);
 };
+
+static inline size_t attention_scratch_bytes(const Attention& attention) {
+    const size_t queries = static_cast<size_t>(attention.heads / attention.kv_heads) * kAttentionRows;
+    const size_t head_dim = attention.head_dim;
+    return (queries * (2 * head_dim + kCachePage + 2) + 2 * kCacheBlock * head_dim + 64) * sizeof(float);
+}
 
 // Each is null where it was not built for this processor's family.
 const Kernels* avx2_kernels();

@@ -340,18 +340,13 @@ inline void turn_piece(const uint8_t* bytes, size_t row_bytes, Ints (&columns)[4
     columns[3] = V::zip_high_64(c, d);
 }
 
-// Unpacks units [from, to) of a block's rows, and asks for those of the next block.
+// Unpacks units [from, to) of a block's rows.
 template <int kBits, bool kIsUnsigned>
 void unpack(const Weights& weights, int begin, int from, int to, uint8_t* codes) {
     const size_t row_bytes = static_cast<size_t>(weights.columns) * kBits / 8;
-    constexpr int kUnitBytes = V::kLanes * kBytes * kBits / 4;
     for (int unit = from; unit < to; ++unit)
         for (int vector = 0; vector < kVectors; ++vector) {
             const uint8_t* bytes = weights.codes + (begin + vector * V::kLanes) * row_bytes + place_of<kBits>(unit);
-            // The next block follows this one in memory and is asked for in that order.
-            const char* next = reinterpret_cast<const char*>(weights.codes) + (begin + kBlockRows) * row_bytes +
-                               static_cast<size_t>(unit * kVectors + vector) * kUnitBytes;
-            for (int i = 0; i < kUnitBytes; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
             for (int group = 0; group < kGroupsPerUnit; ++group) {
                 const int first = ((unit - from) * kGroupsPerUnit + group) * kStepsPerGroup;
                 uint8_t* target = codes + (static_cast<size_t>(first) * kVectors + vector) * kBytes;
@@ -371,8 +366,10 @@ void unpack(const Weights& weights, int begin, int from, int to, uint8_t* codes)
 template <int kBits, int M>
 void multiply_groups(
     const Weights& weights, const RoundedActivations& activations, int first, int from, int to,
-    const uint8_t* codes, const float* scales, float* sums) {
+    const uint8_t* codes, const float* scales, float* sums, const uint8_t* next) {
     const int padded = padded_columns(weights.columns), groups = padded / kActivationGroup;
+    // Bytes of the next block to a step of this one.
+    constexpr int kStepBytes = kBlockRows * kActivationGroup * kBits / 8 / kStepsPerGroup;
     for (int group = from; group < to; ++group) {
         const int8_t* rounded =
             activations.codes + static_cast<size_t>(first) * padded + group / 4 * kColumnStep + group % 4 * 16;
@@ -383,7 +380,11 @@ void multiply_groups(
             for (int v = 0; v < kVectors; ++v) dots[m][v] = start;
         }
         for (int half = 0; half < 2; ++half)
-            for (int step = 0; step < kStepsPerGroup / 2; ++step, codes += kVectors * kBytes)
+            for (int step = 0; step < kStepsPerGroup / 2; ++step, codes += kVectors * kBytes) {
+                if (next) {
+                    for (int i = 0; i < kStepBytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(next) + i, _MM_HINT_T1);
+                    next += kStepBytes;
+                }
                 for (int m = 0; m < M; ++m) {
                     int32_t four;
                     memcpy(&four, rounded + static_cast<size_t>(m) * padded + half * (kColumnStep / 2) + step * 4, 4);
@@ -391,6 +392,7 @@ void multiply_groups(
                     for (int v = 0; v < kVectors; ++v)
                         dots[m][v] = dot_of<kBits>(dots[m][v], V::load(codes + v * kBytes), activation);
                 }
+            }
         const float* weight_scales = scales + static_cast<size_t>(group * kActivationGroup / weights.group) * kBlockRows;
         for (int m = 0; m < M; ++m) {
             const Floats scale = V::fill(activations.scales[place + static_cast<size_t>(m) * groups]);
@@ -407,26 +409,26 @@ void multiply_groups(
 template <int kBits, int M>
 inline void multiply_up_to(
     int rows, const Weights& weights, const RoundedActivations& activations, int first, int from, int to,
-    const uint8_t* codes, const float* scales, float* sums) {
+    const uint8_t* codes, const float* scales, float* sums, const uint8_t* next) {
     if (rows == M) {
-        multiply_groups<kBits, M>(weights, activations, first, from, to, codes, scales, sums);
+        multiply_groups<kBits, M>(weights, activations, first, from, to, codes, scales, sums, next);
         return;
     }
     if constexpr (M > 1)
-        multiply_up_to<kBits, M - 1>(rows, weights, activations, first, from, to, codes, scales, sums);
+        multiply_up_to<kBits, M - 1>(rows, weights, activations, first, from, to, codes, scales, sums, next);
 }
 
 // The same for any number of rows up to kPanelRows, in portions of about the same size.
 template <int kBits>
 void multiply_panel(
     const Weights& weights, const RoundedActivations& activations, int first, int count, int from, int to,
-    const uint8_t* codes, const Scratch& scratch) {
+    const uint8_t* codes, const Scratch& scratch, const uint8_t* next) {
     int portions = (count + V::kManyRows - 1) / V::kManyRows;
     for (int done = 0; portions; --portions) {
         const int rows = (count - done + portions - 1) / portions;
         multiply_up_to<kBits, V::kManyRows>(
             rows, weights, activations, first + done, from, to, codes, scratch.scales,
-            scratch.sums + static_cast<size_t>(done) * kPhases * kBlockRows);
+            scratch.sums + static_cast<size_t>(done) * kPhases * kBlockRows, done ? nullptr : next);
         done += rows;
     }
 }
@@ -461,6 +463,11 @@ void multiply_block(
     const Weights& weights, const RoundedActivations& activations, int begin, float* outputs, size_t stride,
     const Scratch& scratch) {
     const int units = weights.columns / kColumnStep * kUnitsPerStep;
+    const size_t row_bytes = static_cast<size_t>(weights.columns) * kBits / 8;
+    // The next block follows this one in memory, and is asked for in that order while this one is
+    // multiplied: all at once would wait for the places that the first cache has for requests.
+    const uint8_t* next = weights.codes + (begin + kBlockRows) * row_bytes;
+    constexpr size_t kUnitBytes = static_cast<size_t>(kBlockRows) * kBytes * kBits / 4;
     turn_scales(weights, begin, scratch.scales);
     if (activations.rows <= kPanelRows) {  // unpacked codes never leave the first cache
         memset(scratch.sums, 0, static_cast<size_t>(activations.rows) * kPhases * kBlockRows * sizeof(float));
@@ -468,7 +475,8 @@ void multiply_block(
             const int to = unit + 2 < units ? unit + 2 : units;
             unpack<kBits, kIsUnsigned>(weights, begin, unit, to, scratch.codes);
             multiply_panel<kBits>(
-                weights, activations, 0, activations.rows, unit * kGroupsPerUnit, to * kGroupsPerUnit, scratch.codes, scratch);
+                weights, activations, 0, activations.rows, unit * kGroupsPerUnit, to * kGroupsPerUnit, scratch.codes, scratch,
+                next + unit * kUnitBytes);
         }
         finish_panel(weights, activations, begin, 0, activations.rows, scratch.sums, outputs, stride);
         return;
@@ -477,7 +485,8 @@ void multiply_block(
     for (int first = 0; first < activations.rows; first += kPanelRows) {
         const int count = activations.rows - first < kPanelRows ? activations.rows - first : kPanelRows;
         memset(scratch.sums, 0, static_cast<size_t>(count) * kPhases * kBlockRows * sizeof(float));
-        multiply_panel<kBits>(weights, activations, first, count, 0, units * kGroupsPerUnit, scratch.codes, scratch);
+        multiply_panel<kBits>(
+            weights, activations, first, count, 0, units * kGroupsPerUnit, scratch.codes, scratch, first ? nullptr : next);
         finish_panel(weights, activations, begin, first, count, scratch.sums, outputs, stride);
     }
 }
@@ -498,7 +507,5 @@ void multiply(
         first += rows;
     }
 }
-
-const Kernels kKernels = {V::kName, padded_columns, round_row, multiply, kBlockRows, scratch_bytes};
 
 }  // namespace

@@ -1,0 +1,159 @@
+// The operator that the graph gets in the place of attention with a cache in the engine's state.
+
+#include "operators.hpp"
+
+#include <algorithm>
+#include <vector>
+
+#include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
+
+#include <openvino/core/op_extension.hpp>
+#include <openvino/op/op.hpp>
+
+#include "choices.hpp"
+#include "kernels.hpp"
+#include "kv_cache.hpp"
+
+namespace qwen_edge {
+namespace {
+
+// Tokens of a head's new keys and values to a task.
+constexpr int kStoredTokens = 64;
+
+struct NewTokens {
+    const float* keys;    // [kv_heads, rows, head_dim]
+    const float* values;  // the same, or [rows, kv_heads, head_dim]
+    bool is_by_row;
+};
+
+void store(
+    const Kernels& kernels, const NewTokens& tokens, const Attention& attention, uint8_t* const* pages, int head, int first,
+    int count) {
+    for (int row = first; row < first + count; ++row) {
+        const size_t by_head = static_cast<size_t>(head) * attention.rows + row;
+        const size_t of_value = tokens.is_by_row ? static_cast<size_t>(row) * attention.kv_heads + head : by_head;
+        const int place = attention.past + row;
+        kernels.store_token(
+            tokens.keys + by_head * attention.head_dim, tokens.values + of_value * attention.head_dim,
+            pages[place / kCachePage], head, place % kCachePage, attention.head_dim);
+    }
+}
+
+void attend(const Kernels& kernels, const NewTokens& tokens, const Attention& attention, uint8_t* const* pages) {
+    const int panels = (attention.rows + kAttentionRows - 1) / kAttentionRows;
+    const int portions = (attention.rows + kStoredTokens - 1) / kStoredTokens;
+    const bool is_short = panels == 1;  // then a head's task stores its token itself
+    if (!is_short)
+        tbb::parallel_for(0, attention.kv_heads * portions, [&](int task) {
+            const int first = task % portions * kStoredTokens;
+            store(
+                kernels, tokens, attention, pages, task / portions, first, std::min(kStoredTokens, attention.rows - first));
+        });
+    tbb::parallel_for(0, attention.kv_heads * panels, [&](int task) {
+        // The last rows see most tokens: they begin first.
+        const int head = task % attention.kv_heads, panel = panels - 1 - task / attention.kv_heads;
+        const int first = panel * kAttentionRows;
+        if (is_short) store(kernels, tokens, attention, pages, head, 0, attention.rows);
+        kernels.attend(
+            attention, head, first, std::min(kAttentionRows, attention.rows - first),
+            keep<uint8_t, 3>(attention_scratch_bytes(attention)));
+    });
+}
+
+}  // namespace
+
+// Attention of one sequence, causal, over a KvCache that grows by this call's tokens.
+//
+// Inputs: queries float32 [1, heads, rows, head_dim], keys [1, kv_heads, rows, head_dim], values as
+// these or [1, rows, kv_heads, head_dim]; cache int32 [2]: the number of a cache, and how many
+// tokens come before the first row.
+// Output: float32 [1, rows, heads * head_dim].
+// Attributes: layer, of the cache; scale, of the scores; values_by_row, which form values have;
+// kernels, "auto" or a name of `qwen_edge_kernels`.
+class CachedAttention : public ov::op::Op {
+public:
+    OPENVINO_OP("CachedAttention", "qwen_edge");
+
+    CachedAttention() = default;
+    CachedAttention(
+        const ov::OutputVector& inputs, int64_t layer, float scale, bool values_by_row, std::string kernels)
+        : Op(inputs), layer_(layer), scale_(scale), values_by_row_(values_by_row), kernels_(std::move(kernels)) {
+        constructor_validate_and_infer_types();
+    }
+
+    void validate_and_infer_types() override {
+        choice_ = find_choice(kernels_);
+        NODE_VALIDATION_CHECK(this, choice_ != nullptr, "this processor has no kernels named ", kernels_);
+        NODE_VALIDATION_CHECK(this, get_input_size() == 4, "has ", get_input_size(), " inputs");
+        const ov::PartialShape queries = get_input_partial_shape(0);
+        const int kv_axis = values_by_row_ ? 2 : 1;
+        for (size_t i = 0; i < 3; ++i) {
+            const ov::PartialShape shape = get_input_partial_shape(i);
+            NODE_VALIDATION_CHECK(
+                this, get_input_element_type(i) == ov::element::f32 && shape.rank().is_static() && shape.size() == 4 &&
+                          shape[3].is_static() && shape[3] == queries[3] && shape[i == 2 ? kv_axis : 1].is_static(),
+                "input ", i, " has shape ", shape, " and type ", get_input_element_type(i));
+        }
+        NODE_VALIDATION_CHECK(this, get_input_element_type(3) == ov::element::i32, "the cache is not int32");
+        const int64_t heads = queries[1].get_length(), head_dim = queries[3].get_length();
+        const int64_t kv_heads = get_input_partial_shape(1)[1].get_length();
+        NODE_VALIDATION_CHECK(
+            this, head_dim > 0 && head_dim % kCacheGroup == 0 && kv_heads > 0 && heads % kv_heads == 0 &&
+                      get_input_partial_shape(2)[kv_axis] == kv_heads,
+            "has ", heads, " heads of ", head_dim, " for ", kv_heads);
+        set_output_type(0, ov::element::f32, ov::PartialShape{queries[0], queries[2], heads * head_dim});
+    }
+
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+        return std::make_shared<CachedAttention>(inputs, layer_, scale_, values_by_row_, kernels_);
+    }
+
+    bool visit_attributes(ov::AttributeVisitor& visitor) override {
+        visitor.on_attribute("layer", layer_);
+        visitor.on_attribute("scale", scale_);
+        visitor.on_attribute("values_by_row", values_by_row_);
+        visitor.on_attribute("kernels", kernels_);
+        return true;
+    }
+
+    bool has_evaluate() const override { return true; }
+
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+        const ov::Shape queries = inputs[0].get_shape(), keys = inputs[1].get_shape();
+        OPENVINO_ASSERT(queries[0] == 1, "attention is of one sequence, not of ", queries[0]);
+        OPENVINO_ASSERT(inputs[3].get_size() == 2, "the cache has no number and length");
+        const int32_t* place = static_cast<const int32_t*>(inputs[3].data());
+        const auto cache = find_cache(place[0]);
+        OPENVINO_ASSERT(cache != nullptr, "there is no cache of number ", place[0]);
+        const int rows = static_cast<int>(queries[2]);
+        Attention attention = {
+            static_cast<const float*>(inputs[0].data()), nullptr, nullptr, place[1], rows,
+            static_cast<int>(queries[1]), static_cast<int>(keys[1]), static_cast<int>(queries[3]), scale_};
+        OPENVINO_ASSERT(
+            cache->kv_heads() == attention.kv_heads && cache->head_dim() == attention.head_dim && layer_ >= 0 &&
+                layer_ < cache->layers() && place[1] >= 0,
+            "the cache is another model's");
+        outputs[0].set_shape({1, queries[2], queries[1] * queries[3]});
+        if (!rows) return true;
+        uint8_t* const* pages = cache->reserve(static_cast<int>(layer_), attention.past + rows);
+        attention.pages = pages;
+        attention.outputs = static_cast<float*>(outputs[0].data());
+        const NewTokens tokens = {
+            static_cast<const float*>(inputs[1].data()), static_cast<const float*>(inputs[2].data()), values_by_row_};
+        // Isolated: a thread that waits here must not begin another operator, whose memory is the same.
+        tbb::this_task_arena::isolate([&] { attend(*choice_->kernels, tokens, attention, pages); });
+        return true;
+    }
+
+private:
+    int64_t layer_ = 0;
+    float scale_ = 1.0f;
+    bool values_by_row_ = false;
+    std::string kernels_ = "auto";
+    const Choice* choice_ = nullptr;
+};
+
+ov::Extension::Ptr cached_attention_extension() { return std::make_shared<ov::OpExtension<CachedAttention>>(); }
+
+}  // namespace qwen_edge

@@ -1,0 +1,12 @@
+// The operators of the library, as the engine takes them.
+
+#pragma once
+
+#include <openvino/core/extension.hpp>
+
+namespace qwen_edge {
+
+ov::Extension::Ptr compressed_matmul_extension();
+ov::Extension::Ptr cached_attention_extension();
+
+}  // namespace qwen_edge
