@@ -7,6 +7,7 @@
 namespace {
 
 constexpr int kSpan = 2 * kCacheBlock;  // tokens that are widened at a time
+constexpr int kBlocksAhead = 4;
 // Queries whose sums over values are in registers with 32 dimensions.
 constexpr int kValueRows = V::kLanes == 16 ? 8 : 2;
 
@@ -50,13 +51,19 @@ void store_token(const float* key, const float* value, uint8_t* page, int head, 
 
 // Keys of a block as floats: target [head_dim][kSpan], its kCacheBlock columns from `target` on.
 inline void widen_keys(const uint8_t* keys, int head_dim, float* target) {
+    // Blocks further on, keys and values, are asked for on the way: a step after 500 tokens took
+    // 277 us a layer without (one thread), 140 with, 129 with a cache that was near.
+    const char* next = reinterpret_cast<const char*>(keys) + kBlocksAhead * 2 * cache_half_bytes(head_dim);
+    const size_t each = 2 * cache_half_bytes(head_dim) / head_dim;
     const uint16_t* scales = reinterpret_cast<const uint16_t*>(keys + head_dim * kCacheBlock);
     for (int part = 0; part < kCacheBlock; part += V::kLanes)
         for (int group = 0; group < head_dim / kCacheGroup; ++group) {
             const Floats scale = V::load_upper_halves(scales + group * kCacheBlock + part);
-            for (int i = group * kCacheGroup; i < (group + 1) * kCacheGroup; ++i)
+            for (int i = group * kCacheGroup; i < (group + 1) * kCacheGroup; ++i) {
+                if (part == 0) _mm_prefetch(next + i * each, _MM_HINT_T1);
                 V::store_floats(
                     target + i * kSpan + part, V::multiply(V::load_codes(keys + i * kCacheBlock + part), scale));
+            }
         }
 }
 
