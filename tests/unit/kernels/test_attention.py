@@ -4,7 +4,6 @@ The reference takes keys and values out of the cache itself, as `KvCache.read` g
 computes in float64; that these are the rounded ones is tested apart.
 """
 
-import importlib
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_edge.runtime.engine import import_openvino
-from qwen_edge.runtime.kernels import CacheShape, KvCache, find_kernels, use_attention
+from qwen_edge.runtime.kernels import (
+    CacheShape,
+    KvCache,
+    build_attention,
+    find_kernels,
+    use_attention,
+)
 from qwen_edge.runtime.kernels.kv_cache import BLOCK_TOKENS
 
 pytestmark = pytest.mark.skipif(
@@ -33,22 +38,22 @@ class Attention:
     def __init__(
         self, kernels: str, *, heads: int, kv_heads: int, head_dim: int, by_row: bool = False
     ) -> None:
-        ov = import_openvino()
-        factory = importlib.import_module("openvino.utils.node_factory").NodeFactory()
-        factory.add_extension(str(find_kernels().path))
         self.by_row = by_row
         self.sizes = (heads, kv_heads, head_dim)
-        value_shape = [1, -1, kv_heads, head_dim] if by_row else [1, kv_heads, -1, head_dim]
-        shapes = [[1, heads, -1, head_dim], [1, kv_heads, -1, head_dim], value_shape]
-        inputs = [ov.op.Parameter(ov.Type.f32, ov.PartialShape(shape)) for shape in shapes]
-        inputs.append(ov.op.Parameter(ov.Type.i32, ov.PartialShape([2])))
-        attributes = {"layer": 0, "scale": SCALE, "values_by_row": by_row, "kernels": kernels}
-        operator = factory.create("CachedAttention", [one.output(0) for one in inputs], attributes)
-        compiled = ov.Core().compile_model(ov.Model(operator.outputs(), inputs), "CPU")
+        shape = CacheShape(1, kv_heads, head_dim)
+        model = build_attention(
+            find_kernels(),
+            num_heads=heads,
+            shape=shape,
+            scale=SCALE,
+            kernels=kernels,
+            values_by_row=by_row,
+        )
+        compiled = import_openvino().Core().compile_model(model, "CPU")
         self._request = compiled.create_infer_request()
         path = find_kernels().path
         assert path is not None
-        self.cache = KvCache(path, CacheShape(1, kv_heads, head_dim))
+        self.cache = KvCache(path, shape)
 
     def __call__(self, rows: Sequence[Floats], past: int) -> Floats:
         """Return [rows, heads, head_dim] for queries, keys, values [heads, rows, head_dim]."""

@@ -24,7 +24,8 @@ def model(demo_package: Path) -> Any:
 
 
 def count_ours(model: Any) -> int:
-    return sum(node.get_type_name() == "CompressedMatMul" for node in model.get_ops())
+    kinds = ("CompressedMatMul", "DecoderLayer")
+    return sum(node.get_type_name() in kinds for node in model.get_ops())
 
 
 @needs_kernels
@@ -32,8 +33,23 @@ def test_a_package_for_the_cpu_gets_them(model: Any) -> None:
     prepared = prepare_decoder(model, "CPU", FAST)
     assert prepared.kernels == find_kernels().names[0]
     assert prepared.properties == FAST
+    assert count_ours(model) == 4 + 1  # layers and the head
+
+
+@needs_kernels
+def test_with_a_cache_of_the_engine_they_compute_products_alone(model: Any) -> None:
+    prepared = prepare_decoder(model, "CPU", {**FAST, "KV_CACHE_PRECISION": "f16"})
+    assert (prepared.kernels, prepared.cache) == (find_kernels().names[0], None)
     # Of each layer: queries, keys and values; the output; gate and up; down. And the head.
     assert count_ours(model) == 4 * 4 + 1
+
+
+@needs_kernels
+@pytest.mark.parametrize(("hint", "expected"), [("bf16", "f32"), ("f32", "f32"), ("odd", "odd")])
+def test_what_the_engine_keeps_is_not_narrowed(model: Any, hint: str, expected: str) -> None:
+    properties = {**FAST, "INFERENCE_PRECISION_HINT": hint}
+    prepared = prepare_decoder(model, "CPU", properties)
+    assert prepared.properties["INFERENCE_PRECISION_HINT"] == expected
 
 
 @needs_kernels

@@ -2,7 +2,7 @@
 
 The package's model gives logits for every position and computes with the engine's operators, so
 that other programs can run it. Here it is cut down to the last positions, and on a CPU our own
-kernels take the place of its products with compressed weights, and of attention with its cache.
+kernels take the place of what they can: whole layers, else attention and products apart.
 """
 
 import logging
@@ -23,6 +23,7 @@ from qwen_edge.runtime.kernels import (
     has_own_cache,
     use_attention,
     use_kernels,
+    use_layers,
 )
 
 _LOGGER = logging.getLogger(__name__)
@@ -60,11 +61,26 @@ def prepare_decoder(
     """
     keep_last_logits(model, MAX_SCORED_TOKENS)
     chosen = _choose(device, properties)
-    prepared = _put_in_kernels(model, chosen)
     if chosen.library is None or not has_own_cache(properties):
-        return prepared
-    cache = use_attention(model, chosen.library, kernels=chosen.kernels)
+        return _put_in_kernels(model, chosen)
+    layers = use_layers(model, chosen.library, kernels=chosen.kernels)
+    cache = None if layers else use_attention(model, chosen.library, kernels=chosen.kernels)
+    prepared = _put_in_kernels(model, chosen)
+    if layers is not None:
+        kept = (layers.keeps_alive, prepared.keeps_alive)
+        return Prepared(_in_f32(prepared.properties), chosen.name, layers.cache, kept)
     return prepared if cache is None else replace(prepared, kernels=chosen.name, cache=cache)
+
+
+def _in_f32(properties: Mapping[str, str | bool | int]) -> Mapping[str, str | bool | int]:
+    """Return properties with which the engine computes the rest in float32.
+
+    With our layers that is embedding, angles and the last norm: nothing that gains by fewer bits,
+    and angles lose by them. Tiles multiply in bfloat16 all the same.
+    """
+    hint = properties.get("INFERENCE_PRECISION_HINT", "bf16")
+    is_narrow = str(hint).lower() == "bf16"
+    return {**properties, "INFERENCE_PRECISION_HINT": "f32"} if is_narrow else properties
 
 
 def put_in_kernels(model: Any, device: str, properties: Mapping[str, str | bool | int]) -> Prepared:

@@ -5,7 +5,6 @@ again, and does not reach the speed of memory with one. The cache of ours lies o
 forgetting its last tokens is counting fewer.
 """
 
-import importlib
 import logging
 import math
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from qwen_edge.runtime.engine import import_openvino
-from qwen_edge.runtime.kernels.library import AUTO, KernelLibrary
+from qwen_edge.runtime.kernels.library import AUTO, KernelLibrary, make_factory
 
 _LOGGER = logging.getLogger(__name__)
 _OPERATOR = "CachedAttention"
@@ -42,7 +41,7 @@ class CacheShape:
 
 
 @dataclass(frozen=True)
-class _Site:
+class Site:
     """Attention in a layer: what it reads, and what is replaced."""
 
     query: Any
@@ -68,26 +67,11 @@ def use_attention(model: Any, library: KernelLibrary, *, kernels: str = AUTO) ->
     Returns:
         What its cache must be like; None where nothing was changed.
     """
-    nodes = [
-        node
-        for node in model.get_ordered_ops()
-        if node.get_type_name() == "ScaledDotProductAttention"
-    ]
-    sites = [_read_site(node) for node in nodes]
-    found = [site for site in sites if site is not None]
-    variables = {name for site in found for name in site.variables}
-    is_uniform = len({(site.shape, site.mask.get_name()) for site in found}) == 1
-    has_all = len(found) == len(nodes) and variables == _names_of_variables(model)
-    if not found or not is_uniform or not has_all:
+    found = read_sites(model)
+    if not found:
         _LOGGER.info("Attention stays with the engine: it is not of the form that is known")
         return None
-    ov = import_openvino()
-    node_factory = importlib.import_module(f"{ov.__name__}.utils.node_factory")
-    factory = node_factory.NodeFactory()
-    factory.add_extension(str(library.path))
-    cache = ov.op.Parameter(ov.Type.i32, ov.PartialShape([2]))
-    cache.set_friendly_name(CACHE)
-    cache.output(0).set_names({CACHE})
+    factory, cache = make_factory(library), make_input()
     for layer, site in enumerate(found):
         attributes = {
             "layer": layer,
@@ -99,11 +83,75 @@ def use_attention(model: Any, library: KernelLibrary, *, kernels: str = AUTO) ->
         operator = factory.create(_OPERATOR, inputs, attributes)
         operator.set_friendly_name(f"{site.output.get_node().get_friendly_name()}/{_OPERATOR}")
         site.output.replace(operator.output(0))
-    _drop_state(model, cache)
+    drop_state(model, cache)
     return CacheShape(len(found), *found[0].shape)
 
 
-def _drop_state(model: Any, cache: Any) -> None:
+def read_sites(model: Any) -> list[Site]:
+    """Return attention of all layers, in their order; none where one is of another form."""
+    nodes = [
+        node
+        for node in model.get_ordered_ops()
+        if node.get_type_name() == "ScaledDotProductAttention"
+    ]
+    sites = [_read_site(node) for node in nodes]
+    found = [site for site in sites if site is not None]
+    variables = {name for site in found for name in site.variables}
+    is_uniform = len({(site.shape, site.mask.get_name()) for site in found}) == 1
+    has_all = len(found) == len(nodes) and variables == _names_of_variables(model)
+    return found if is_uniform and has_all else []
+
+
+def build_attention(
+    library: KernelLibrary,
+    *,
+    num_heads: int,
+    shape: CacheShape,
+    scale: float,
+    kernels: str = AUTO,
+    values_by_row: bool = False,
+) -> Any:
+    """Return a model of our attention alone, of one layer.
+
+    Args:
+        library: What `find_kernels` returned, with a path.
+        num_heads: Heads of queries, a multiple of those of keys.
+        shape: Of its cache.
+        scale: Of the products of queries and keys.
+        kernels: "auto" for the best, or one of `library.names`.
+        values_by_row: Whether values come as [1, rows, kv_heads, head_dim].
+
+    Returns:
+        An `openvino.Model`: queries [1, heads, rows, head_dim], keys and values
+        [1, kv_heads, rows, head_dim], float32, and `CACHE`, to [1, rows, heads * head_dim].
+    """
+    ov = import_openvino()
+    kv_heads, head_dim = shape.num_kv_heads, shape.head_dim
+    of_keys = [1, kv_heads, -1, head_dim]
+    of_values = [1, -1, kv_heads, head_dim] if values_by_row else of_keys
+    inputs = [
+        ov.op.Parameter(ov.Type.f32, ov.PartialShape(sizes))
+        for sizes in ([1, num_heads, -1, head_dim], of_keys, of_values)
+    ]
+    inputs.append(make_input())
+    attributes = {"layer": 0, "scale": scale, "values_by_row": values_by_row, "kernels": kernels}
+    operator = make_factory(library).create(
+        _OPERATOR, [one.output(0) for one in inputs], attributes
+    )
+    return ov.Model(operator.outputs(), inputs)
+
+
+def make_input() -> Any:
+    """Return the input `CACHE` of a model."""
+    ov = import_openvino()
+    cache = ov.op.Parameter(ov.Type.i32, ov.PartialShape([2]))
+    cache.set_friendly_name(CACHE)
+    cache.output(0).set_names({CACHE})
+    return cache
+
+
+def drop_state(model: Any, cache: Any) -> None:
+    """Take away the model's state and the inputs that go with it, and give it `CACHE` instead."""
     for sink in list(model.get_sinks()):
         model.remove_sink(sink)
     for variable in list(model.get_variables()):
@@ -119,7 +167,7 @@ def _names_of_variables(model: Any) -> set[str]:
     return {variable.get_info().variable_id for variable in model.get_variables()}
 
 
-def _read_site(node: Any) -> _Site | None:
+def _read_site(node: Any) -> Site | None:
     """Return what a node of attention is made of, or None where it is made otherwise."""
     if node.get_attributes()["causal"] or node.get_input_size() not in (4, 5):
         return None
@@ -141,10 +189,10 @@ def _read_site(node: Any) -> _Site | None:
     if scale is None or not is_fitting or key[0].get_partial_shape()[3] != head_dim:
         return None
     new_value, by_row = value[0], False
-    if _is_swapped(new_value.get_node()):
+    if is_swapped(new_value.get_node()):
         new_value, by_row = new_value.get_node().input_value(0), True
     variables = (key[1], value[1])
-    return _Site(query, key[0], new_value, by_row, scale, mask, variables, (count, size), output)
+    return Site(query, key[0], new_value, by_row, scale, mask, variables, (count, size), output)
 
 
 def _read_cache(node: Any) -> tuple[Any, str] | None:
@@ -178,12 +226,12 @@ def _read_output(node: Any) -> Any:
         if len(consumers) != 1:
             return None
         node = consumers[0].get_node()
-        if node.get_type_name() != kind or (kind == "Transpose" and not _is_swapped(node)):
+        if node.get_type_name() != kind or (kind == "Transpose" and not is_swapped(node)):
             return None
     return node.output(0) if node.get_output_partial_shape(0).rank.get_length() == 3 else None
 
 
-def _is_swapped(node: Any) -> bool:
+def is_swapped(node: Any) -> bool:
     """Whether a node changes rows and heads."""
     if node.get_type_name() != "Transpose":
         return False

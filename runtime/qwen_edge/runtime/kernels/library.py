@@ -5,6 +5,7 @@ compiler and the system is one that it was written for; without it the engine's 
 """
 
 import ctypes
+import importlib
 import importlib.util
 import platform
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from qwen_edge.profiles.properties import ENGINE_KERNELS, KERNELS
 from qwen_edge.runtime.engine import first_line, import_openvino
@@ -107,3 +109,16 @@ def open_library(path: Path) -> KernelLibrary:
     if not names:
         return KernelLibrary(None, reason="this processor has no AVX2")
     return KernelLibrary(path, tuple(names.decode().split(",")))
+
+
+def make_factory(library: KernelLibrary) -> Any:
+    """Return what makes nodes of our operators.
+
+    Args:
+        library: With a path.
+    """
+    # Importing it by name keeps the engine behind `engine.py`, which makes it quiet.
+    node_factory = importlib.import_module(f"{import_openvino().__name__}.utils.node_factory")
+    factory = node_factory.NodeFactory()
+    factory.add_extension(str(library.path))
+    return factory

@@ -3,14 +3,13 @@
 The package keeps the model that every other program understands.
 """
 
-import importlib
 import logging
 from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_edge.runtime.engine import import_openvino
 from qwen_edge.runtime.kernels.compressed_weights import CompressedWeights, read_weights
-from qwen_edge.runtime.kernels.library import AUTO, KernelLibrary
+from qwen_edge.runtime.kernels.library import AUTO, KernelLibrary, make_factory
 
 _LOGGER = logging.getLogger(__name__)
 _OPERATOR = "CompressedMatMul"
@@ -45,10 +44,7 @@ def use_kernels(model: Any, library: KernelLibrary, *, kernels: str = AUTO) -> R
     State:
         The operators read the model's own constants; nothing is copied.
     """
-    # Importing it by name keeps the engine behind `engine.py`, which makes it quiet.
-    node_factory = importlib.import_module(f"{import_openvino().__name__}.utils.node_factory")
-    factory = node_factory.NodeFactory()
-    factory.add_extension(str(library.path))
+    factory = make_factory(library)
     groups: dict[tuple[Any, ...], list[tuple[Any, CompressedWeights]]] = {}
     num_left = 0
     for node in model.get_ordered_ops():
@@ -78,16 +74,9 @@ def _replace(
     keeps_alive: list[Any],
 ) -> None:
     """Put one operator in the place of products of one tensor."""
-    ov = import_openvino()
     inputs = [members[0][0].input_value(0)]
     for _, weights in members:
-        keeps_alive += weights.owners
-        for array in (weights.codes, weights.scales, weights.zero_points):
-            if array is None:
-                continue
-            tensor = ov.Tensor(array, shared_memory=True)
-            keeps_alive += [array, tensor]
-            inputs.append(ov.op.Constant(tensor, True).output(0))
+        inputs += make_inputs(weights, keeps_alive)
     first = members[0][1]
     operator = factory.create(
         _OPERATOR,
@@ -105,6 +94,25 @@ def _replace(
         replaced = operator.output(index)
         output.replace(replaced)
         replaced.add_names(names)
+
+
+def make_inputs(weights: CompressedWeights, keeps_alive: list[Any]) -> list[Any]:
+    """Return codes, scales and zero points, where there are any, as inputs of an operator.
+
+    Args:
+        weights: What they are read from.
+        keeps_alive: Gets what must live as long as the operator.
+    """
+    ov = import_openvino()
+    keeps_alive += weights.owners
+    inputs = []
+    for array in (weights.codes, weights.scales, weights.zero_points):
+        if array is None:
+            continue
+        tensor = ov.Tensor(array, shared_memory=True)
+        keeps_alive += [array, tensor]
+        inputs.append(ov.op.Constant(tensor, True).output(0))
+    return inputs
 
 
 def _has_constant_weights(node: Any) -> bool:

@@ -7,16 +7,26 @@ well, but from the processor's cache: decoding mostly waits for memory, and not 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from qwen_edge.profiles.properties import KERNELS
 from qwen_edge.runtime.backends.compiling import compile_model
 from qwen_edge.runtime.backends.decoder_preparing import put_in_kernels
 from qwen_edge.runtime.engine import import_openvino
+from qwen_edge.runtime.kernels import (
+    AUTO,
+    CacheShape,
+    KvCache,
+    are_used,
+    build_attention,
+    find_kernels,
+    has_own_cache,
+)
 from qwen_edge.runtime.manifest import PropertyValue
 from qwen_edge.runtime.resources.memory import WeightFormat
 
@@ -26,6 +36,7 @@ _GROUP = 128
 _WARM_UP_ROWS = 16  # as backends/warming.py has it: a prompt, then a single token
 _MIN_ROUNDS = 3
 _ATTENTION_HEADS, _ATTENTION_WIDTH = 8, 128
+_ATTENTION_KV_HEADS = 2
 _STEPS = 10
 _SCALE = 0.004  # keeps numbers finite through all matrices
 
@@ -97,16 +108,56 @@ def measure_engine(
         prepared_weights_per_s=num_weights / max(first_s - again_s, 1e-6),
         multiplied_weights_per_s=num_weights * chunk_tokens / float(np.median(chunk_s[1:])),
         stepped_weights_per_s=num_weights / step_s,
-        attention_macs_per_s=_measure_attention(prepared.properties, chunk_tokens),
+        attention_macs_per_s=_measure_attention(properties, prepared.properties, chunk_tokens),
         has_own_kernels=prepared.kernels is not None,
     )
 
 
-def _measure_attention(properties: Mapping[str, PropertyValue], num_tokens: int) -> float:
-    """Return the multiplications per second of attention over a prompt.
+def _measure_attention(
+    properties: Mapping[str, PropertyValue],
+    engine_properties: Mapping[str, PropertyValue],
+    num_tokens: int,
+) -> float:
+    """Return the multiplications per second of attention over a prompt, ours or the engine's."""
+    if are_used(properties) and has_own_cache(properties):
+        attend = _own_attention(str(properties.get(KERNELS, AUTO)), engine_properties, num_tokens)
+    else:
+        attend = _engine_attention(engine_properties, num_tokens)
+    seconds = []
+    for _ in range(_MIN_ROUNDS + 1):
+        started_s = time.perf_counter()
+        attend()
+        seconds.append(time.perf_counter() - started_s)
+    pairs = num_tokens * (num_tokens + 1) / 2
+    macs = 2 * _ATTENTION_HEADS * _ATTENTION_WIDTH * pairs
+    return macs / float(np.median(seconds[1:]))
 
-    The cache that a decoder has is left out: a prompt is computed before it is rounded.
-    """
+
+def _own_attention(
+    kernels: str, properties: Mapping[str, PropertyValue], num_tokens: int
+) -> Callable[[], object]:
+    library = find_kernels()
+    assert library.path is not None
+    shape = CacheShape(1, _ATTENTION_KV_HEADS, _ATTENTION_WIDTH)
+    model = build_attention(
+        library, num_heads=_ATTENTION_HEADS, shape=shape, scale=_SCALE, kernels=kernels
+    )
+    request = compile_model(model, "CPU", properties).create_infer_request()
+    cache = KvCache(library.path, shape)
+    heads = (_ATTENTION_HEADS, _ATTENTION_KV_HEADS, _ATTENTION_KV_HEADS)
+    rows = [np.full((1, count, num_tokens, _ATTENTION_WIDTH), 0.1, np.float32) for count in heads]
+
+    def attend() -> object:
+        place = np.array([cache.number, 0], np.int32)  # which lives as long as this function
+        return request.infer([*rows, place], share_inputs=True, share_outputs=True)
+
+    return attend
+
+
+def _engine_attention(
+    properties: Mapping[str, PropertyValue], num_tokens: int
+) -> Callable[[], object]:
+    """The cache that a decoder has is left out: a prompt is computed before it is rounded."""
     ov = import_openvino()
     ops = ov.opset15
     shape = [1, _ATTENTION_HEADS, -1, _ATTENTION_WIDTH]
@@ -118,14 +169,8 @@ def _measure_attention(properties: Mapping[str, PropertyValue], num_tokens: int)
     shape[2] = num_tokens
     row = np.full(shape, 0.1, np.float32)
     causal = np.triu(np.full((1, 1, num_tokens, num_tokens), -1e4, np.float32), 1)
-    seconds = []
-    for _ in range(_MIN_ROUNDS + 1):
-        started_s = time.perf_counter()
-        request.infer([row, row, row, causal], share_inputs=True, share_outputs=True)
-        seconds.append(time.perf_counter() - started_s)
-    pairs = num_tokens * (num_tokens + 1) / 2
-    macs = 2 * _ATTENTION_HEADS * _ATTENTION_WIDTH * pairs
-    return macs / float(np.median(seconds[1:]))
+    given = [row, row, row, causal]
+    return lambda: request.infer(given, share_inputs=True, share_outputs=True)
 
 
 def _build_probe(weights: WeightFormat, width: int, num_pairs: int) -> tuple[Any, list[Any]]:

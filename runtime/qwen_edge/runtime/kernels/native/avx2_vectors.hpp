@@ -66,6 +66,9 @@ struct Avx2Vectors {
         return _mm_cvtss_f32(_mm_max_ss(half, _mm_shuffle_ps(half, half, 1)));
     }
     static float first_lane(Floats v) { return _mm256_cvtss_f32(v); }
+    static Floats divide(Floats a, Floats b) { return _mm256_div_ps(a, b); }
+    // `yes` where `v` has the sign of a negative number.
+    static Floats where_negative(Floats v, Floats yes, Floats no) { return _mm256_blendv_ps(no, yes, v); }
     static Ints to_ints(Floats v) { return _mm256_cvtps_epi32(v); }
     static Floats scale_by_power(Floats v, Ints power) {
         return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), _mm256_slli_epi32(power, 23)));

@@ -28,6 +28,8 @@ struct V : Avx2Vectors {
 
 #include "vector_attention.inl"
 
+#include "vector_layer.inl"
+
 const Kernels* avx2_vnni_kernels() { return &kKernels; }
 
 }  // namespace qwen_edge

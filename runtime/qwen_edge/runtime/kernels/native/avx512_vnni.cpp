@@ -67,6 +67,11 @@ struct V {
     static Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
     static float largest_lane(Floats v) { return _mm512_reduce_max_ps(v); }
     static float first_lane(Floats v) { return _mm512_cvtss_f32(v); }
+    static Floats divide(Floats a, Floats b) { return _mm512_div_ps(a, b); }
+    // `yes` where `v` has the sign of a negative number.
+    static Floats where_negative(Floats v, Floats yes, Floats no) {
+        return _mm512_mask_mov_ps(no, _mm512_movepi32_mask(_mm512_castps_si512(v)), yes);
+    }
     static Ints to_ints(Floats v) { return _mm512_cvtps_epi32(v); }
     static Floats scale_by_power(Floats v, Ints power) {
         return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(v), _mm512_slli_epi32(power, 23)));
@@ -91,6 +96,8 @@ private:
 #include "vector_kernels.inl"
 
 #include "vector_attention.inl"
+
+#include "vector_layer.inl"
 
 const Kernels* avx512_vnni_kernels() { return &kKernels; }
 

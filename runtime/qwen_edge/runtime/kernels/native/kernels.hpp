@@ -106,6 +106,14 @@ struct Kernels {
     // kAttentionRows. A row's numbers are the same to the bit whatever other rows there are.
     // `scratch` holds attention_scratch_bytes.
     void (*attend)(const Attention& attention, int kv_head, int first, int count, void* scratch);
+    // Counts are multiples of kCacheGroup. Root mean square norm; `target` may be `source`.
+    void (*normalise)(const float* source, const float* weights, float epsilon, int count, float* target);
+    // Rotary embedding of a head in place; cosines and sines [head_dim].
+    void (*rotate)(float* head, const float* cosines, const float* sines, int head_dim);
+    // gate = gate * sigmoid(gate) * up
+    void (*gate)(float* gate, const float* up, int count);
+    // target = first + second
+    void (*add)(const float* first, const float* second, int count, float* target);
 };
 
 static inline size_t attention_scratch_bytes(const Attention& attention) {

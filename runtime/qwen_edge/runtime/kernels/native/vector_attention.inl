@@ -232,7 +232,4 @@ void attend(const Attention& attention, int kv_head, int first, int count, void*
     }
 }
 
-const Kernels kKernels = {
-    V::kName, padded_columns, round_row, multiply, kBlockRows, scratch_bytes, store_token, attend};
-
 }  // namespace
