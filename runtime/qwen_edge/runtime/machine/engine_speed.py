@@ -53,6 +53,7 @@ class EngineSpeed:
         attention_macs_per_s: Multiplications of attention over a prompt's chunk, half of them
             counted: those with tokens that came before.
         has_own_kernels: Whether weights were multiplied by our kernels.
+        has_own_layers: Whether a package of ours has whole layers by them.
     """
 
     prepared_weights_per_s: float
@@ -60,6 +61,7 @@ class EngineSpeed:
     stepped_weights_per_s: float
     attention_macs_per_s: float
     has_own_kernels: bool = False
+    has_own_layers: bool = False
 
 
 def measure_engine(
@@ -110,6 +112,7 @@ def measure_engine(
         stepped_weights_per_s=num_weights / step_s,
         attention_macs_per_s=_measure_attention(properties, prepared.properties, chunk_tokens),
         has_own_kernels=prepared.kernels is not None,
+        has_own_layers=prepared.kernels is not None and has_own_cache(properties),
     )
 
 

@@ -22,6 +22,7 @@ COMPILE_S_PER_WEIGHT = 0.4e-9
 # Norms, rotations, activations and rounding to int8, for each number of the hidden state, token
 # of a prompt and layer, on one core: 1.0 of 2.4 s of 512 tokens on two (Qwen3-0.6B).
 ELEMENT_S = 1.4e-7
+OWN_ELEMENT_S = 2e-8  # in layers of ours
 # Shares of the measured speeds that a whole model reaches.
 PREFILL_SHARE = 1.0
 ATTENTION_SHARE = 1.0
@@ -113,7 +114,8 @@ def estimate_run_time(
     )
     cores = max(os.cpu_count() or 1, 1)
     multiply_s = work.weight_macs / (PREFILL_SHARE * engine.multiplied_weights_per_s)
-    multiply_s += num_layers * hidden_size * ELEMENT_S * slower / cores
+    element_s = OWN_ELEMENT_S if engine.has_own_layers else ELEMENT_S
+    multiply_s += num_layers * hidden_size * element_s * slower / cores
     pair_s = work.attention_macs_per_token / (ATTENTION_SHARE * engine.attention_macs_per_s)
     load_s = (
         (START_S + TOKENIZER_S_PER_BYTE * tokenizer_bytes) * slower
