@@ -17,7 +17,7 @@ from qwen_edge.runtime.backends.backend import CacheSnapshot
 from qwen_edge.runtime.kernels.kv_cache import BLOCK_TOKENS
 
 _LOGGER = logging.getLogger(__name__)
-_BLOCK_AXES = ("heads", "blocks", "bytes")
+_BLOCK_AXES = 3  # heads, blocks, bytes
 PARKING_BUDGET_BYTES = 512 << 20
 """Memory for conversations put aside: 6,800 tokens of Qwen3-4B with a cache of 8 bits."""
 
@@ -145,7 +145,7 @@ def cut_snapshot(snapshot: CacheSnapshot, num_tokens: int) -> CacheSnapshot:
         if array.ndim == 1:
             end = int(np.flatnonzero(array)[num_tokens - 1]) + 1
             arrays.append(array[:end])
-        elif array.ndim == len(_BLOCK_AXES):
+        elif array.ndim == _BLOCK_AXES:
             arrays.append(array[:, : -(-num_tokens // BLOCK_TOKENS)])
         else:
             arrays.append(array[:, :, :num_tokens])

@@ -117,6 +117,26 @@ def test_a_token_is_the_same_to_the_bit_in_calls_of_any_size(model: Any, kernels
         assert np.array_equal(layers(ids[40 : 40 + size]), alone[:size])
 
 
+def drop_head_norms(model: Any) -> Any:
+    """Make queries and keys go without norms, as Llama's do."""
+    for node in model.get_ops():
+        if node.get_friendly_name().endswith(("q_norm", "k_norm")):
+            node.output(0).replace(node.input_value(1).get_node().input_value(0))
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def test_heads_without_norms(demo_package: Path) -> None:
+    layers = make_layers(drop_head_norms(read_ir(demo_package / MODEL_XML)))
+    parts = make_parts(drop_head_norms(read_ir(demo_package / MODEL_XML)))
+    normed = make_layers(read_ir(demo_package / MODEL_XML))
+    ids = np.random.default_rng(3).integers(10, 900, 16)
+    found, expected, other = layers(ids), parts(ids), normed(ids)
+    size = np.abs(expected).max()
+    assert np.abs(found - expected).max() < 0.06 * size
+    assert np.abs(other - expected).max() > 0.2 * size  # so that the norms are what differs
+
+
 @pytest.mark.parametrize("recipe", ["int8", "int4-channel"])
 def test_weights_of_other_bits_and_groups(tmp_path: Path, recipe: str) -> None:
     package = tmp_path / recipe

@@ -26,17 +26,18 @@ _NUM_THREADS = 2
 _NUM_AHEAD = 2
 # What the numbers in a cache depend on, as the engine resolved it: not speed hints or threads,
 # which at most change the order of sums.
-_SETTINGS = (
+_ARITHMETIC = (
     "INFERENCE_PRECISION_HINT",
     "EXECUTION_MODE_HINT",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE",
+)
+_ENGINE_CACHE = (
     "KV_CACHE_PRECISION",
     "KEY_CACHE_PRECISION",
     "VALUE_CACHE_PRECISION",
     "KEY_CACHE_GROUP_SIZE",
     "VALUE_CACHE_GROUP_SIZE",
 )
-_NUM_ARITHMETIC = 3  # of these, the others are of the engine's own cache
 # Given out as bare numbers without their scales; taking them back ends the process (2026.4.1).
 _UNREADABLE = frozenset({"u4", "i4", "u2", "u1"})
 _FORM_OF: Mapping[str, Form] = {"u8": "u8"}
@@ -53,7 +54,7 @@ def read_cache_settings(
         is_own_cache: Whether keys and values lie outside the engine.
     """
     settings = {"engine": f"OpenVINO {import_openvino().__version__}", "device": device}
-    for name in _SETTINGS if not is_own_cache else _SETTINGS[:_NUM_ARITHMETIC]:
+    for name in _ARITHMETIC if is_own_cache else (*_ARITHMETIC, *_ENGINE_CACHE):
         # Plugins list properties that they then do not tell, and tell some they do not list.
         with contextlib.suppress(RuntimeError):
             settings[name] = _as_text(compiled.get_property(name))
