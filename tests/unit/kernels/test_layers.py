@@ -4,6 +4,7 @@ What may differ is float32 rounding in norms, angles and gates, which now and th
 activation to another of its 8 bits.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,15 @@ def count(model: Any, kind: str) -> int:
 class Runner:
     """A model with a cache of ours."""
 
-    def __init__(self, model: Any, shape: CacheShape, keeps_alive: object) -> None:
+    def __init__(
+        self, model: Any, shape: CacheShape, keeps_alive: object, threads: int = 0
+    ) -> None:
         self._keeps_alive = keeps_alive
         path = find_kernels().path
         assert path is not None
         self._cache = KvCache(path, shape)
-        compiled = import_openvino().Core().compile_model(model, "CPU", F32)
+        properties = {**F32, "INFERENCE_NUM_THREADS": threads} if threads else F32
+        compiled = import_openvino().Core().compile_model(model, "CPU", properties)
         self._request = compiled.create_infer_request()
         self.past = 0
 
@@ -67,12 +71,12 @@ class Runner:
         return result
 
 
-def make_layers(model: Any, kernels: str = "auto") -> Runner:
+def make_layers(model: Any, kernels: str = "auto", threads: int = 0) -> Runner:
     layers = use_layers(model, find_kernels(), kernels=kernels)
     assert layers is not None
     rest = use_kernels(model, find_kernels(), kernels=kernels)
     assert rest.num_products == 1  # the head
-    return Runner(model, layers.cache, (layers, rest))
+    return Runner(model, layers.cache, (layers, rest), threads)
 
 
 def make_parts(model: Any, kernels: str = "auto") -> Runner:
@@ -82,11 +86,11 @@ def make_parts(model: Any, kernels: str = "auto") -> Runner:
     return Runner(model, shape, use_kernels(model, find_kernels(), kernels=kernels))
 
 
-def test_a_model_gets_one_operator_a_layer(model: Any) -> None:
+def test_a_model_gets_one_operator_for_its_layers(model: Any) -> None:
     layers = use_layers(model, find_kernels())
     assert layers is not None
     assert layers.cache == SHAPE
-    assert count(model, "DecoderLayer") == SHAPE.num_layers
+    assert count(model, "DecoderLayers") == 1
     for kind in ("ScaledDotProductAttention", "Swish", "ReadValue", "Sqrt"):
         assert count(model, kind) == (kind == "Sqrt")  # that of the last norm
     names = {name for port in model.inputs for name in port.get_names()}
@@ -115,6 +119,86 @@ def test_a_token_is_the_same_to_the_bit_in_calls_of_any_size(model: Any, kernels
     for size in (2, 3, 5, 8, 16):
         layers.past = 40
         assert np.array_equal(layers(ids[40 : 40 + size]), alone[:size])
+
+
+@pytest.mark.parametrize("threads", [2, 5])  # fewer and more than there are
+def test_the_same_with_any_number_of_threads(demo_package: Path, threads: int) -> None:
+    alone = make_layers(read_ir(demo_package / MODEL_XML), threads=1)
+    together = make_layers(read_ir(demo_package / MODEL_XML), threads=threads)
+    ids = np.random.default_rng(4).integers(10, 900, 60)
+    for begin, end in ((0, 40), (40, 41), (41, 50), (50, 60)):
+        assert np.array_equal(alone(ids[begin:end]), together(ids[begin:end]))
+
+
+def test_two_conversations_at_once(demo_package: Path) -> None:
+    """Each has threads of its own, and may have those of the other when it waits."""
+    runners = [make_layers(read_ir(demo_package / MODEL_XML)) for _ in range(3)]
+    ids = np.random.default_rng(5).integers(10, 900, 80)
+    expected = np.concatenate([runners[2](ids[i : i + 1]) for i in range(ids.size)])
+
+    def run(runner: Runner) -> Rows:
+        return np.concatenate([runner(ids[i : i + 1]) for i in range(ids.size)])
+
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(run, runners[:2]):
+            assert np.array_equal(found, expected)
+
+
+def weaken_angles(model: Any) -> Any:
+    """Make a layer read cosines of its own."""
+    ov = import_openvino()
+    node = next(op for op in model.get_ops() if op.get_friendly_name().endswith("/cos_per_head"))
+    readers = node.output(0).get_target_inputs()
+    weakened = ov.opset15.multiply(node.output(0), np.float32(0.5)).output(0)
+    for port in readers:
+        if "layers.2." in port.get_node().get_friendly_name():
+            port.replace_source_output(weakened)
+    return model
+
+
+def test_neighbours_with_the_same_angles_share_an_operator(demo_package: Path) -> None:
+    changed = weaken_angles(read_ir(demo_package / MODEL_XML))
+    layers = make_layers(changed)
+    parts = make_parts(weaken_angles(read_ir(demo_package / MODEL_XML)))
+    operators = [op for op in changed.get_ordered_ops() if op.get_type_name() == "DecoderLayers"]
+    names = [op.get_friendly_name().split("/")[0] for op in operators]
+    assert names == ["layers.0-1", "layers.2-2", "layers.3-3"]
+    ids = np.random.default_rng(6).integers(10, 900, 20)
+    found, expected = layers(ids), parts(ids)
+    assert np.abs(found - expected).max() < 0.06 * np.abs(expected).max()
+
+
+def mix(model: Any, other: Any, names: tuple[str, ...]) -> Any:
+    """Give products of these names the weights that they have in another model."""
+    others = {op.get_friendly_name(): op for op in other.get_ops()}
+    for node in model.get_ops():
+        name = node.get_friendly_name()
+        if node.get_type_name() == "MatMul" and name.endswith(names):
+            node.input(1).replace_source_output(others[name].input_value(1))
+    return model
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9, 30])
+def test_products_of_a_layer_may_have_different_bits(
+    demo_package: Path, tmp_path: Path, rows: int
+) -> None:
+    """Some have zero points then and some have none."""
+    request = ExportRequest(
+        model="demo", profile="generic-x86", recipe="int8", output=tmp_path / "8"
+    )
+    export(request)
+    names = ("layers.1.mlp.down_proj", "layers.2.self_attn.k_proj", "layers.3.mlp.gate_proj")
+    other = read_ir(tmp_path / "8" / MODEL_XML)
+    layers = make_layers(mix(read_ir(demo_package / MODEL_XML), other, names))
+    parts = make_parts(mix(read_ir(demo_package / MODEL_XML), other, names))
+    plain = make_parts(read_ir(demo_package / MODEL_XML))
+    ids = np.random.default_rng(7).integers(10, 900, 31)
+    for runner in (layers, parts, plain):
+        runner(ids[rows:])
+    found, expected, unmixed = (runner(ids[:rows]) for runner in (layers, parts, plain))
+    size = np.abs(expected).max()
+    assert np.abs(found - expected).max() < 0.06 * size
+    assert np.abs(unmixed - expected).max() > 0
 
 
 def drop_head_norms(model: Any) -> Any:

@@ -2,8 +2,6 @@
 
 #include "operators.hpp"
 
-#include <tbb/task_arena.h>
-
 #include <openvino/core/op_extension.hpp>
 #include <openvino/op/op.hpp>
 
@@ -91,8 +89,9 @@ public:
         attention.outputs = static_cast<float*>(outputs[0].data());
         const NewTokens tokens = {
             static_cast<const float*>(inputs[1].data()), static_cast<const float*>(inputs[2].data()), values_by_row_};
-        // Isolated: a thread that waits here must not begin another operator, whose memory is the same.
-        tbb::this_task_arena::isolate([&] { attend(*choice_->kernels, tokens, attention, pages); });
+        run_team(kLoopsPerAttention, [&](Member& member) {
+            attend(member, *choice_->kernels, tokens, attention, pages, [](int, int, int) {});
+        });
         return true;
     }
 

@@ -5,12 +5,11 @@
 #include <string>
 #include <vector>
 
-#include <tbb/task_arena.h>
-
 #include <openvino/core/op_extension.hpp>
 #include <openvino/op/op.hpp>
 
 #include "products.hpp"
+#include "weights.hpp"
 
 namespace qwen_edge {
 
@@ -47,9 +46,10 @@ public:
         const int64_t columns = activations[activations.size() - 1].get_length();
         set_output_size(count / per_matrix());
         for (size_t i = 1; i < count; i += per_matrix()) {
-            check_matrix(i, columns);
+            Weights weights;
+            read(i, columns, weights);
             ov::PartialShape result = activations;
-            result[result.size() - 1] = get_input_shape(i)[0];
+            result[result.size() - 1] = weights.rows;
             set_output_type(i / per_matrix(), ov::element::f32, result);
         }
     }
@@ -71,49 +71,41 @@ public:
         ov::Shape shape = inputs[0].get_shape();
         const int columns = static_cast<int>(shape.back());
         const int rows = static_cast<int>(inputs[0].get_size() / columns);
-        std::vector<Weights> products;
-        std::vector<float*> results;
+        std::vector<Product> products;
         for (size_t i = 1; i < inputs.size(); i += per_matrix()) {
-            const int matrix_rows = static_cast<int>(inputs[i].get_shape()[0]);
-            const int groups = static_cast<int>(inputs[i + 1].get_shape()[1] / 2);
-            products.push_back(
-                {static_cast<const uint8_t*>(inputs[i].data()), static_cast<const uint16_t*>(inputs[i + 1].data()),
-                 has_zero_points_ ? static_cast<const uint8_t*>(inputs[i + 2].data()) : nullptr, matrix_rows, columns, columns / groups, static_cast<int>(bits_)});
-            shape.back() = matrix_rows;
+            Product product = {};
+            read(i, columns, product.weights);
+            product.weights.codes = static_cast<const uint8_t*>(inputs[i].data());
+            product.weights.scales = static_cast<const uint16_t*>(inputs[i + 1].data());
+            if (has_zero_points_) product.weights.zero_points = static_cast<const uint8_t*>(inputs[i + 2].data());
+            shape.back() = product.weights.rows;
             outputs[i / per_matrix()].set_shape(shape);
-            results.push_back(static_cast<float*>(outputs[i / per_matrix()].data()));
+            product.outputs = static_cast<float*>(outputs[i / per_matrix()].data());
+            products.push_back(product);
         }
-        // Isolated: a thread that waits here must not begin another product, whose memory is the same.
-        if (rows)
-            tbb::this_task_arena::isolate([&] {
-                multiply(*choice_, products, static_cast<const float*>(inputs[0].data()), rows, results);
-            });
+        if (!rows) return true;
+        const int count = static_cast<int>(products.size());
+        const PreparedActivations prepared = keep_prepared(*choice_, rows, columns);
+        const float* source = static_cast<const float*>(inputs[0].data());
+        run_team(kLoopsPerProduct, [&](Member& member) {
+            multiply(member, *choice_, prepared, products.data(), count, source, [](int) {});
+        });
         return true;
     }
 
 private:
     size_t per_matrix() const { return has_zero_points_ ? 3 : 2; }
 
-    void check_matrix(size_t input, int64_t columns) const {
-        for (size_t i = input; i < input + per_matrix(); ++i)
+    // The matrix whose codes are input `first`.
+    void read(size_t first, int64_t columns, Weights& weights) const {
+        for (size_t i = first; i < first + per_matrix(); ++i)
             NODE_VALIDATION_CHECK(
-                this, get_input_element_type(i) == ov::element::u8 && get_input_partial_shape(i).is_static() &&
-                          get_input_shape(i).size() == 2,
-                "input ", i, " is not uint8 with two static dimensions");
-        const ov::Shape codes = get_input_shape(input), scales = get_input_shape(input + 1);
-        const int64_t groups = static_cast<int64_t>(scales[1] / 2);
-        NODE_VALIDATION_CHECK(
-            this, static_cast<int64_t>(codes[1]) * 8 == columns * bits_ && codes[0] == scales[0] && scales[1] % 2 == 0,
-            "input ", input, " has codes ", codes, " and scales ", scales, " for ", columns, " columns");
-        const int64_t group = groups && columns % groups == 0 ? columns / groups : 0;
-        NODE_VALIDATION_CHECK(
-            this, columns % kColumnStep == 0 &&
-                      ((bits_ == 4 && (group == 32 || group == 64)) || (group && group % kColumnStep == 0)),
-            "input ", input, " has groups of ", group, " in ", columns, " columns");
-        if (has_zero_points_)
-            NODE_VALIDATION_CHECK(
-                this, groups == 1 && get_input_shape(input + 2) == ov::Shape({codes[0], 1}), "input ", input + 2,
-                " has zero points ", get_input_shape(input + 2), " for ", codes[0], " rows of ", groups, " groups");
+                this, get_input_element_type(i) == ov::element::u8 && get_input_partial_shape(i).is_static(), "input ", i,
+                " is not uint8 of a static shape");
+        const std::string problem = read_shapes(
+            get_input_shape(first), get_input_shape(first + 1), has_zero_points_ ? &get_input_shape(first + 2) : nullptr, columns, weights);
+        NODE_VALIDATION_CHECK(this, problem.empty(), "input ", first, " has ", problem);
+        NODE_VALIDATION_CHECK(this, weights.bits == bits_, "input ", first, " has ", weights.bits, " bits, not ", bits_);
     }
 
     int64_t bits_ = 4;

@@ -21,4 +21,4 @@ QWEN_EDGE_EXPORT const char* qwen_edge_kernels() {
 
 OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>(
     {qwen_edge::compressed_matmul_extension(), qwen_edge::cached_attention_extension(),
-     qwen_edge::decoder_layer_extension()}));
+     qwen_edge::decoder_layers_extension()}));

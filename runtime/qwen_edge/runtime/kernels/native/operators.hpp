@@ -8,6 +8,6 @@ namespace qwen_edge {
 
 ov::Extension::Ptr compressed_matmul_extension();
 ov::Extension::Ptr cached_attention_extension();
-ov::Extension::Ptr decoder_layer_extension();
+ov::Extension::Ptr decoder_layers_extension();
 
 }  // namespace qwen_edge

@@ -10,6 +10,13 @@ constexpr int kSpan = 2 * kCacheBlock;  // tokens that are widened at a time
 constexpr int kBlocksAhead = 4;
 // Queries whose sums over values are in registers with 32 dimensions.
 constexpr int kValueRows = V::kLanes == 16 ? 8 : 2;
+// Queries that go straight to what is in the cache, and blocks of keys then: for more it is widened once.
+constexpr int kCodedRows = 4, kCachedTogether = V::kLanes == 16 ? 2 : 1;
+
+template <int kCount>
+struct Count {
+    static constexpr int value = kCount;
+};
 
 inline void round_32(const float* source, __m128i (&codes)[2], uint16_t& scale_bits) {
     const float most = largest_of_32(source, source + 16);
@@ -126,20 +133,77 @@ void add_values(const float* shares, const float* values, int count, int head_di
     }
 }
 
+// The same by few queries [head_dim][M], straight from the blocks of a span: what is widened is used
+// once. The numbers are the same to the bit.
 template <int M>
-inline void multiply_keys_up_to(int rows, const float* queries, const float* keys, int head_dim, float* scores) {
-    if (rows >= M)
-        multiply_keys<M>(queries, keys, head_dim, scores);
-    else if constexpr (M > 1)
-        multiply_keys_up_to<M - 1>(rows, queries, keys, head_dim, scores);
+inline void multiply_coded_keys(const float* queries, const uint8_t* keys, int head_dim, float* scores) {
+    const size_t block_bytes = 2 * cache_half_bytes(head_dim), each = kCachedTogether * block_bytes / head_dim;
+    const uint8_t* next = keys + kBlocksAhead * block_bytes;
+    constexpr int kVectors = kCachedTogether * kCacheBlock / V::kLanes;  // of tokens
+    for (int first = 0; first < kSpan; first += kCachedTogether * kCacheBlock, keys += kCachedTogether * block_bytes) {
+        Floats sums[M][kVectors];
+        for (int m = 0; m < M; ++m)
+            for (int v = 0; v < kVectors; ++v) sums[m][v] = V::zero();
+        const auto codes_of = [&](int v) { return keys + v * V::kLanes / kCacheBlock * block_bytes + v * V::kLanes % kCacheBlock; };
+        const auto scales_of = [&](int v, int group) {
+            const uint8_t* scales = keys + v * V::kLanes / kCacheBlock * block_bytes + head_dim * kCacheBlock;
+            return reinterpret_cast<const uint16_t*>(scales) + group * kCacheBlock + v * V::kLanes % kCacheBlock;
+        };
+        for (int group = 0; group < head_dim / kCacheGroup; ++group) {
+            Floats scale[kVectors];
+            for (int v = 0; v < kVectors; ++v) scale[v] = V::load_upper_halves(scales_of(v, group));
+            for (int i = group * kCacheGroup; i < (group + 1) * kCacheGroup; ++i) {
+                _mm_prefetch(reinterpret_cast<const char*>(next) + i * each, _MM_HINT_T1);
+                Floats key[kVectors];
+                for (int v = 0; v < kVectors; ++v) key[v] = V::multiply(V::load_codes(codes_of(v) + i * kCacheBlock), scale[v]);
+                for (int m = 0; m < M; ++m) {
+                    const Floats query = V::fill(queries[i * M + m]);
+                    for (int v = 0; v < kVectors; ++v) sums[m][v] = V::multiply_add(query, key[v], sums[m][v]);
+                }
+            }
+        }
+        next += kCachedTogether * block_bytes;
+        for (int m = 0; m < M; ++m)
+            for (int v = 0; v < kVectors; ++v) V::store_floats(scores + m * kCachePage + first + v * V::kLanes, sums[m][v]);
+    }
 }
 
+// As `add_values` of the blocks of a span.
 template <int M>
-inline void add_values_up_to(int rows, const float* shares, const float* values, int count, int head_dim, float* sums) {
-    if (rows >= M)
-        add_values<M>(shares, values, count, head_dim, sums);
+inline void add_coded_values(const float* shares, const uint8_t* values, int head_dim, float* sums) {
+    constexpr int kWide = kCacheGroup / V::kLanes;
+    for (int group = 0; group < head_dim / kCacheGroup; ++group) {
+        Floats wide[M][kWide];
+        float* at = sums + group * kCacheGroup;
+        for (int m = 0; m < M; ++m)
+            for (int i = 0; i < kWide; ++i) wide[m][i] = V::load_floats(at + m * head_dim + i * V::kLanes);
+        const uint8_t* block = values;
+        for (int first = 0; first < kSpan; first += kCacheBlock, block += 2 * cache_half_bytes(head_dim)) {
+            const uint16_t* scales = reinterpret_cast<const uint16_t*>(block + head_dim * kCacheBlock) + group * kCacheBlock;
+            alignas(64) float scale[kCacheBlock];
+            for (int part = 0; part < kCacheBlock; part += V::kLanes) V::store_floats(scale + part, V::load_upper_halves(scales + part));
+            const uint8_t* codes = block + group * kCacheGroup;
+            for (int token = 0; token < kCacheBlock; ++token, codes += head_dim) {
+                Floats value[kWide];
+                for (int i = 0; i < kWide; ++i) value[i] = V::multiply(V::load_codes(codes + i * V::kLanes), V::fill(scale[token]));
+                for (int m = 0; m < M; ++m) {
+                    const Floats share = V::fill(shares[m * kCachePage + first + token]);
+                    for (int i = 0; i < kWide; ++i) wide[m][i] = V::multiply_add(share, value[i], wide[m][i]);
+                }
+            }
+        }
+        for (int m = 0; m < M; ++m)
+            for (int i = 0; i < kWide; ++i) V::store_floats(at + m * head_dim + i * V::kLanes, wide[m][i]);
+    }
+}
+
+// Calls function of the number of queries, at most M, as a type with it.
+template <int M, typename Function>
+inline void with_up_to(int queries, const Function& function) {
+    if (queries >= M)
+        function(Count<M>());
     else if constexpr (M > 1)
-        add_values_up_to<M - 1>(rows, shares, values, count, head_dim, sums);
+        with_up_to<M - 1>(queries, function);
 }
 
 // e to the power of `x`, which is not above 0; below -87 as of -87. Error below 2 units of the last bit.
@@ -183,8 +247,11 @@ inline void make_shares(float* scores, int count, int width, float& most, float&
     most = now;
 }
 
-void attend(const Attention& attention, int kv_head, int first, int count, void* scratch) {
-    const int head_dim = attention.head_dim, group = attention.heads / attention.kv_heads;
+// `head_dim` is that of `attention`, for the compiler to know where it can.
+inline __attribute__((always_inline)) void attend_of(
+    const Attention& attention, int head_dim, int kv_head, int first, int count, void* scratch) {
+    const int group = attention.heads / attention.kv_heads;
+    const size_t block_bytes = 2 * cache_half_bytes(head_dim);
     const int queries = group * count, past = attention.past + first, end = past + count;
     float* query = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(scratch) + 63) / 64 * 64);
     float* wide = query + static_cast<size_t>(queries) * head_dim;  // [kSpan tokens' numbers]
@@ -194,7 +261,9 @@ void attend(const Attention& attention, int kv_head, int first, int count, void*
     float* totals = most + queries;
     for (int i = 0; i < queries; ++i) {  // row by row of each head
         const size_t row = static_cast<size_t>(kv_head * group + i / count) * attention.rows + first + i % count;
-        for (int d = 0; d < head_dim; ++d) query[i * head_dim + d] = attention.queries[row * head_dim + d] * attention.scale;
+        const bool is_coded = queries <= kCodedRows;
+        for (int d = 0; d < head_dim; ++d)
+            query[is_coded ? d * queries + i : i * head_dim + d] = attention.queries[row * head_dim + d] * attention.scale;
         most[i] = -3.402823466e38f;
         totals[i] = 0.0f;
     }
@@ -204,24 +273,40 @@ void attend(const Attention& attention, int kv_head, int first, int count, void*
         const int tokens = end - start < kCachePage ? end - start : kCachePage;
         const int width = (tokens + kSpan - 1) / kSpan * kSpan;
         for (int span = 0; span < width; span += kSpan) {
+            const uint8_t* keys = page + cache_block_place(kv_head, span, head_dim);
+            if (queries <= kCodedRows) {
+                with_up_to<kCodedRows>(
+                    queries, [&](auto number) { multiply_coded_keys<number.value>(query, keys, head_dim, scores + span); });
+                continue;
+            }
             for (int block = 0; block < kSpan; block += kCacheBlock)
-                widen_keys(page + cache_block_place(kv_head, span + block, head_dim), head_dim, wide + block);
+                widen_keys(keys + block / kCacheBlock * block_bytes, head_dim, wide + block);
             for (int i = 0; i < queries; i += V::kManyRows)
-                multiply_keys_up_to<V::kManyRows>(
-                    queries - i, query + i * head_dim, wide, head_dim, scores + static_cast<size_t>(i) * kCachePage + span);
+                with_up_to<V::kManyRows>(queries - i, [&](auto number) {
+                    multiply_keys<number.value>(
+                        query + i * head_dim, wide, head_dim, scores + static_cast<size_t>(i) * kCachePage + span);
+                });
         }
         for (int i = 0; i < queries; ++i)
             make_shares(
                 scores + static_cast<size_t>(i) * kCachePage, past + i % count + 1 - start, width, most[i], totals[i],
                 sums + i * head_dim, head_dim);
         for (int span = 0; span < width; span += kSpan) {
+            const uint8_t* values = page + cache_block_place(kv_head, span, head_dim) + cache_half_bytes(head_dim);
+            if (queries <= kCodedRows) {
+                for (int i = 0; i < queries; i += kValueRows)
+                    with_up_to<kValueRows>(queries - i, [&](auto number) {
+                        add_coded_values<number.value>(scores + i * kCachePage + span, values, head_dim, sums + i * head_dim);
+                    });
+                continue;
+            }
             for (int block = 0; block < kSpan; block += kCacheBlock)
-                widen_values(
-                    page + cache_block_place(kv_head, span + block, head_dim) + cache_half_bytes(head_dim), head_dim,
-                    wide + block * head_dim);
+                widen_values(values + block / kCacheBlock * block_bytes, head_dim, wide + block * head_dim);
             for (int i = 0; i < queries; i += kValueRows)
-                add_values_up_to<kValueRows>(
-                    queries - i, scores + static_cast<size_t>(i) * kCachePage + span, wide, kSpan, head_dim, sums + i * head_dim);
+                with_up_to<kValueRows>(queries - i, [&](auto number) {
+                    add_values<number.value>(
+                        scores + static_cast<size_t>(i) * kCachePage + span, wide, kSpan, head_dim, sums + i * head_dim);
+                });
         }
     }
     for (int i = 0; i < queries; ++i) {
@@ -230,6 +315,13 @@ void attend(const Attention& attention, int kv_head, int first, int count, void*
         const float factor = 1.0f / totals[i];
         for (int d = 0; d < head_dim; ++d) target[d] = sums[i * head_dim + d] * factor;
     }
+}
+
+void attend(const Attention& attention, int kv_head, int first, int count, void* scratch) {
+    if (attention.head_dim == 128)
+        attend_of(attention, 128, kv_head, first, count, scratch);
+    else
+        attend_of(attention, attention.head_dim, kv_head, first, count, scratch);
 }
 
 }  // namespace
