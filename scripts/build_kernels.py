@@ -21,8 +21,8 @@ from pathlib import Path
 
 KERNELS = Path(__file__).resolve().parents[1] / "runtime/qwen_edge/runtime/kernels"
 NATIVE = KERNELS / "native"
-LIBRARY = KERNELS / "_compressed_matmul.so"
-_STAMP = KERNELS / "_compressed_matmul.stamp"
+LIBRARY = KERNELS / "_kernels.so"
+_STAMP = KERNELS / "_kernels.stamp"
 # GCC 12 calls its own intrinsics uninitialised.
 _FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 _FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
@@ -80,7 +80,7 @@ def build(*, force: bool = False) -> Path:
         return LIBRARY
     for path in (LIBRARY, _STAMP):
         path.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(dir=KERNELS, prefix="_compressed_matmul.") as folder:
+    with tempfile.TemporaryDirectory(dir=KERNELS, prefix="_kernels.") as folder:
         library = _compile(compiler, openvino, Path(folder))
         library.replace(LIBRARY)
     _STAMP.write_text(stamp)

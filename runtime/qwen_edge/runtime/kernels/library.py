@@ -21,7 +21,7 @@ from qwen_edge.runtime.engine import first_line, import_openvino
 AUTO = "auto"
 _CACHE_PRECISIONS = ("KV_CACHE_PRECISION", "KEY_CACHE_PRECISION", "VALUE_CACHE_PRECISION")
 _CACHE_GROUPS = ("KEY_CACHE_GROUP_SIZE", "VALUE_CACHE_GROUP_SIZE")
-LIBRARY = Path(__file__).with_name("_compressed_matmul.so")
+LIBRARY = Path(__file__).with_name("_kernels.so")
 
 
 @dataclass(frozen=True)
