@@ -1,6 +1,7 @@
 """Seconds from speeds: what they grow with, and what they do not."""
 
 import dataclasses
+import math
 
 import pytest
 from hypothesis import given
@@ -43,6 +44,14 @@ def test_the_full_size_is_near_what_was_measured() -> None:
     assert 6 < time.answer_tokens_per_s < 10
     assert 12 < time.load_s < 22
     assert time.hash_s == pytest.approx(2_286 / 1_500)
+
+
+def test_layers_of_ours_are_near_what_was_measured() -> None:
+    """Two cores: 110 to 170 tokens/s of a prompt, 74 to 95 ms a token, 1.3 s to start."""
+    time = estimate(engine=EngineSpeed(math.inf, 700e9, 200e9, 160e9, True, True))
+    assert 130 < time.prompt_tokens_per_s < 200
+    assert 10.5 < time.answer_tokens_per_s < 13.5
+    assert 1.2 < time.load_s < 2.5
 
 
 @pytest.mark.parametrize("field", ["memory_bytes_per_s", "hash_bytes_per_s", "loops_per_s"])

@@ -19,6 +19,7 @@ TOKENIZER_S_PER_BYTE = 65e-9  # 0.75 s for Qwen3's 11.4 MB
 # Reading the graph and compiling it: by layers, and by weights whose scales are widened.
 COMPILE_S_PER_LAYER = 0.04
 COMPILE_S_PER_WEIGHT = 0.4e-9
+OWN_COMPILE_S_PER_LAYER = 0.01  # of ours: 0.25 to 0.35 s for 28 to 36
 # Norms, rotations, activations and rounding to int8, for each number of the hidden state, token
 # of a prompt and layer, on one core: 1.0 of 2.4 s of 512 tokens on two (Qwen3-0.6B).
 ELEMENT_S = 1.4e-7
@@ -28,9 +29,11 @@ PREFILL_SHARE = 1.0
 ATTENTION_SHARE = 1.0
 DECODE_SHARE = 0.9
 OWN_DECODE_SHARE = 0.87  # of our kernels
+OWN_LAYERS_DECODE_SHARE = 0.92  # in layers of ours
 # Of the hidden state; see export/resource_plan.py.
 NARROW_BELOW = 2_048
 STEP_S_PER_LAYER = 60e-6  # starting some 20 small operations
+OWN_STEP_S_PER_LAYER = 20e-6  # of ours: what is not products, and waiting for each other
 _WARM_UP_STEPS = 3  # calls while warming up, as far as somebody waits, counted in steps of one
 _TYPICAL_TOKENS = 512
 
@@ -119,7 +122,7 @@ def estimate_run_time(
     pair_s = work.attention_macs_per_token / (ATTENTION_SHARE * engine.attention_macs_per_s)
     load_s = (
         (START_S + TOKENIZER_S_PER_BYTE * tokenizer_bytes) * slower
-        + compile_s(work.weight_macs, machine, num_layers)
+        + compile_s(work.weight_macs, machine, num_layers, has_own_layers=engine.has_own_layers)
         + work.weight_macs / engine.prepared_weights_per_s
         + _WARM_UP_STEPS * step_s
     )
@@ -150,15 +153,24 @@ def estimate_step_s(
     """
     reading_s = weights_bytes / (DECODE_SHARE * machine.memory_bytes_per_s)
     computing_s = num_weights / engine.stepped_weights_per_s
+    beside_s = num_layers * STEP_S_PER_LAYER * slowness(machine)
+    if engine.has_own_layers:
+        reading_s = weights_bytes / (OWN_LAYERS_DECODE_SHARE * machine.memory_bytes_per_s)
+        beside_s = num_layers * OWN_STEP_S_PER_LAYER * slowness(machine)
+        return max(reading_s, computing_s) + beside_s
     if engine.has_own_kernels:
         reading_s = weights_bytes / (OWN_DECODE_SHARE * machine.memory_bytes_per_s)
-        return max(reading_s, computing_s) + num_layers * STEP_S_PER_LAYER * slowness(machine)
-    return reading_s + computing_s + num_layers * STEP_S_PER_LAYER * slowness(machine)
+        return max(reading_s, computing_s) + beside_s
+    return reading_s + computing_s + beside_s
 
 
-def compile_s(num_weights: int, machine: MachineSpeed, num_layers: int) -> float:
+def compile_s(
+    num_weights: int, machine: MachineSpeed, num_layers: int, *, has_own_layers: bool = False
+) -> float:
     """Return the seconds of reading a graph and compiling it."""
     seconds = num_layers * COMPILE_S_PER_LAYER + num_weights * COMPILE_S_PER_WEIGHT
+    if has_own_layers:
+        seconds = num_layers * OWN_COMPILE_S_PER_LAYER
     return seconds * slowness(machine)
 
 
