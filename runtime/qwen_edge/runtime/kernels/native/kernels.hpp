@@ -93,12 +93,13 @@ struct Kernels {
     // Rounds row `row` of `source` [columns] into `target`.
     void (*round_row)(const float* source, const RoundedActivations& target, int row, int bits);
     // outputs [activations.rows, stride], columns `begin` to `end` (rows of weights), `begin` a multiple
-    // of block_rows. A number is the same to the bit whatever is computed with it. `scratch` holds
+    // of rows_per_turn. A number is the same to the bit whatever is computed with it. `scratch` holds
     // scratch_bytes.
     void (*multiply)(
         const Weights& weights, const RoundedActivations& activations, int begin, int end,
         float* outputs, size_t stride, void* scratch);
-    int block_rows;
+    // Rows of weights that are taken together with so many rows of activations.
+    int (*rows_per_turn)(int rows);
     size_t (*scratch_bytes)(const Weights& weights, int rows);
     // Rounds key and value [head_dim] of a head into a page, as its token `token`.
     void (*store_token)(const float* key, const float* value, uint8_t* page, int head, int token, int head_dim);

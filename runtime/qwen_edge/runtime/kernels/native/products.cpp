@@ -60,7 +60,7 @@ void multiply_prepared(
                     keep<uint8_t, 2>(amx::scratch_bytes(rows)));
         });
     const Kernels& kernels = *choice.kernels;
-    for_rows(member, products, count, kernels.block_rows, [&](const Product& product, int begin, int end) {
+    for_rows(member, products, count, kernels.rows_per_turn(rows), [&](const Product& product, int begin, int end) {
         kernels.multiply(
             product.weights, prepared.rounded, begin, end, product.outputs, product.weights.rows,
             keep<uint8_t, 2>(kernels.scratch_bytes(product.weights, rows)));
@@ -69,7 +69,7 @@ void multiply_prepared(
 
 void expect(Member& member, const Choice& choice, int rows, const Product* products, int count) {
     if (uses_tiles(choice, rows)) return;  // arithmetic is what they wait for
-    const int block_rows = choice.kernels->block_rows;
+    const int block_rows = choice.kernels->rows_per_turn(rows);
     const auto blocks_of = [&](int i) { return (products[i].weights.rows + block_rows - 1) / block_rows; };
     int64_t total = 0;
     for (int i = 0; i < count; ++i) total += blocks_of(i);

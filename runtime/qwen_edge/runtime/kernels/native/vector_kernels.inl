@@ -307,6 +307,11 @@ struct Scratch {
 
 constexpr size_t kSums = static_cast<size_t>(kPanelRows) * kPhases * kBlockRows;
 
+// Pairs need no blocks; fewer at a time and all threads are done at about the same moment.
+constexpr int kPairsPerTurn = 4;
+
+int rows_per_turn(int rows) { return rows >= V::kLeastBlockRows ? kBlockRows : 2 * kPairsPerTurn; }
+
 // For `rows` of activations.
 size_t scratch_bytes(const Weights& weights, int rows) {
     const size_t scales = static_cast<size_t>(weights.columns / weights.group) * kBlockRows + weights.columns / 4 + 64;

@@ -54,6 +54,6 @@ void add(const float* first, const float* second, int count, float* target) {
 }
 
 const Kernels kKernels = {
-    V::kName, padded_columns, round_row, multiply, kBlockRows, scratch_bytes, store_token, attend, normalise, rotate, gate, add};
+    V::kName, padded_columns, round_row, multiply, rows_per_turn, scratch_bytes, store_token, attend, normalise, rotate, gate, add};
 
 }  // namespace
