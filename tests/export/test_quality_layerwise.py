@@ -30,7 +30,11 @@ from qwen_edge.runtime.engine import import_openvino
 DEMO = Path(qwen_edge.export.__file__).parent / "demo"
 Rows = npt.NDArray[np.float32]
 TEXTS = [[5, 9, 200, 31, 77, 5, 640], list(range(20, 320)), [7]]
-FAMILIES = [("qwen3", {}), ("qwen2", {"tie_word_embeddings": False}), ("llama", {})]
+FAMILIES = [
+    ("qwen3", {}),
+    ("qwen2", {"tie_word_embeddings": False}),
+    ("llama", {"rms_norm_eps": 0.05}),
+]
 
 
 def spec_of(folder: Path) -> DecoderSpec:
