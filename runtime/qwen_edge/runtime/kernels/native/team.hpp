@@ -3,7 +3,7 @@
 // A task for every loop of a decoder would be started and waited for some 300 times a token. Here
 // threads are started once; each runs the whole program, takes part in every loop and goes on when
 // all turns of it are done. Nobody waits for a thread that is not there: one that comes late finds
-// loops done that others finished without it.
+// loops done that others finished without it. One that has begun a turn is waited for.
 
 #pragma once
 
