@@ -1,14 +1,19 @@
 """What an export of the demo model lost: by recipe, by part, by layer."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 import qwen_edge.export
+from qwen_edge.errors import CheckpointError
 from qwen_edge.export import ExportRequest, export
 from qwen_edge.export.checkpoint import open_checkpoint
 from qwen_edge.export.decoder import read_spec
+from qwen_edge.export.quality.layerwise import CheckpointWeights
 from qwen_edge.export.quality.measure import Quality, measure_quality
 from qwen_edge.export.quality.package_weights import PackageWeights
 from qwen_edge.export.quality.texts import QualityText, read_built_in
@@ -66,6 +71,19 @@ def test_running_it_loses_a_little_more(tmp_path: Path, texts: list[QualityText]
     assert as_run.mean_kl.value != weights.mean_kl.value
     assert as_run.mean_kl.value == pytest.approx(weights.mean_kl.value, rel=0.5)
     assert as_run.expected_perplexity == weights.expected_perplexity
+
+
+def test_a_checkpoint_that_gives_no_numbers_is_named(
+    tmp_path: Path, texts: list[QualityText], make_checkpoint: Callable[..., Path]
+) -> None:
+    def change(arrays: dict[str, npt.NDArray[np.float32]]) -> None:
+        arrays["model.norm.weight"][:] = 3e38
+
+    folder = make_checkpoint(tmp_path / "tiny", dtype="F32", change=change)
+    spec = read_spec(json.loads((folder / "config.json").read_bytes()))
+    checkpoint = open_checkpoint(folder)
+    with pytest.raises(CheckpointError, match=r"text 'own'.*NaN or infinite"):
+        measure_quality(spec, checkpoint, CheckpointWeights(checkpoint), texts)
 
 
 def test_who_waits_is_told(tmp_path: Path, texts: list[QualityText]) -> None:

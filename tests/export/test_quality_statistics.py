@@ -81,6 +81,16 @@ def test_logits_that_are_shifted_are_the_same_distribution(
     assert shifted.kl == pytest.approx(plain.kl, abs=2e-3, rel=1e-3)
 
 
+def test_a_model_that_is_lost_has_an_infinite_perplexity() -> None:
+    rows = np.zeros((4, 3), np.float32)
+    rows[:, 0] = 10_000
+    figures = summarise([compare_logits(rows * 0, rows, [1, 2, 1, None])])
+    assert figures.found_perplexity is not None
+    assert figures.found_perplexity.value == math.inf
+    assert figures.expected_perplexity is not None
+    assert figures.expected_perplexity.value == pytest.approx(3)
+
+
 def test_blocks_and_joining_change_nothing() -> None:
     expected, found = random_rows(3), random_rows(4)
     whole = compare_logits(expected, found, following(200))

@@ -176,7 +176,8 @@ def iterate_logits(
     norm = checkpoint.float32(FINAL_NORM_NAME)
     mean = np.mean(np.square(hidden, dtype=np.float64), axis=1, keepdims=True)
     scale = 1 / np.sqrt(mean + spec.rms_norm_eps)
-    normed = (hidden * scale).astype(np.float32) * norm
+    with np.errstate(over="ignore", invalid="ignore"):  # who compares refuses what is no number
+        normed = (hidden * scale).astype(np.float32) * norm
     name = spec.head_weight_name
     head, dtype = checkpoint.raw(name), checkpoint.entries[name].dtype
     for start in range(0, len(normed), _ROWS_AT_ONCE):
@@ -184,5 +185,6 @@ def iterate_logits(
         logits = np.empty((len(rows), spec.vocab_size), np.float32)
         for first in range(0, spec.vocab_size, _HEAD_SLICE):
             part = widen(head[first : first + _HEAD_SLICE], dtype)
-            np.matmul(rows, part.T, out=logits[:, first : first + len(part)])
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.matmul(rows, part.T, out=logits[:, first : first + len(part)])
         yield logits

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from qwen_edge.errors import CheckpointError
 from qwen_edge.export.checkpoint import Checkpoint
 from qwen_edge.export.decoder import DecoderSpec
 from qwen_edge.export.openvino_graph import WeightSource, build_head_model
@@ -33,6 +34,7 @@ from qwen_edge.export.quality.statistics import (
 )
 from qwen_edge.export.quality.texts import QualityText
 from qwen_edge.runtime.backends.backend import Backend
+from qwen_edge.runtime.backends.checks import check_finite
 from qwen_edge.runtime.backends.compiling import compile_model
 
 POSITION_BANDS = ((0, 16), (16, 64), (64, 256), (256, 512))
@@ -107,8 +109,10 @@ def measure_quality(
         progress: Told of each layer and text.
 
     Raises:
+        CheckpointError: The checkpoint itself gives logits that are no finite numbers.
         DeviceError: The CPU refuses a layer, or the backend stopped.
         PackageError: The package lacks a tensor.
+        ParityError: The package gives logits that are no finite numbers.
         ValueError: There are no texts.
     """
     if not texts:
@@ -126,7 +130,9 @@ def measure_quality(
             backend.reset()
         for logits in iterate_logits(spec, checkpoint, expected[index]):
             stop = start + len(logits)
+            _check_reference(logits, text)
             rows = request.infer([found[index][None, start:stop]])[0][0]
+            check_finite(rows, "CPU")
             weight_parts.append(compare_logits(logits, rows, following[start:stop]))
             if backend is not None:
                 rows = _read(backend, text.token_ids[start:stop])
@@ -199,6 +205,16 @@ def _distance(found: Sequence[Hidden], expected: Sequence[Hidden]) -> float:
     difference = sum(float(np.square(a - b).sum()) for a, b in zip(found, expected, strict=True))
     size = sum(float(np.square(rows).sum()) for rows in expected)
     return float(np.sqrt(difference / size)) if size else 0.0
+
+
+def _check_reference(logits: npt.NDArray[np.float32], text: QualityText) -> None:
+    if not np.isfinite(logits).all():
+        raise CheckpointError(
+            f"Computed in float32, the checkpoint gives logits for the text {text.name!r} that are "
+            "NaN or infinite, so nothing can be compared with it.",
+            "fetch the checkpoint again, or measure against an earlier step of the fine-tune",
+            text=text.name,
+        )
 
 
 def _read(backend: Backend, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from qwen_edge.runtime.tuning.divergence import log_softmax
+
 Logits = npt.NDArray[np.float32]
 """float32 [positions, vocab_size]."""
 
@@ -166,7 +168,7 @@ def summarise(texts: Sequence[PositionScores], *, seed: int = 0) -> Figures:
 def _compare_block(
     expected: Logits, found: Logits, following: Sequence[int | None]
 ) -> PositionScores:
-    wanted, got = _log_softmax(expected), _log_softmax(found)
+    wanted, got = log_softmax(expected), log_softmax(found)
     # Rounding can make it no less than 0.
     kl = np.maximum((np.exp(wanted) * (wanted - got)).sum(axis=1), 0.0)
     tops = [_likeliest(rows) for rows in (expected, found)]
@@ -195,13 +197,6 @@ def _surprise(
             for row, token in zip(log_probs, following, strict=True)
         ]
     )
-
-
-def _log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=1, keepdims=True)
-    wide -= np.log(np.exp(wide).sum(axis=1, keepdims=True))
-    return wide
 
 
 def _draw_blocks(lengths: Sequence[int], seed: int) -> list[npt.NDArray[np.intp]]:
@@ -245,4 +240,6 @@ def _perplexity(
     if np.isnan(surprises).all():
         return None
     mean = _estimate(surprises, draws, _mean_of_known)
-    return Estimate(math.exp(mean.value), math.exp(mean.low), math.exp(mean.high))
+    with np.errstate(over="ignore"):  # a model that is lost may come to infinity
+        value, low, high = (float(np.exp(one)) for one in (mean.value, mean.low, mean.high))
+    return Estimate(value, low, high)

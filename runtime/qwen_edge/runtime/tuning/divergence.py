@@ -189,7 +189,8 @@ def _find_kl(expected: LogProbs, found: LogProbs) -> npt.NDArray[np.float64]:
 def _read(backend: Backend, passage: Passage) -> LogProbs:
     """Feed one passage; return log probabilities after each scored position."""
     backend.reset()
-    return np.concatenate([_log_softmax(rows) for rows in _feed(backend, passage)])
+    parts = [log_softmax(rows).astype(np.float32) for rows in _feed(backend, passage)]
+    return np.concatenate(parts)
 
 
 def _feed(backend: Backend, passage: Passage) -> Iterator[LogitsRows]:
@@ -205,10 +206,9 @@ def _feed(backend: Backend, passage: Passage) -> Iterator[LogitsRows]:
         yield backend.forward_scored((token_id,), num_scored=1)
 
 
-def _log_softmax(logits: LogitsRows) -> LogProbs:
-    """Return log probabilities, float32 [rows, vocab_size]."""
+def log_softmax(logits: LogitsRows) -> npt.NDArray[np.float64]:
+    """Return log probabilities, float64 [rows, vocab_size]."""
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=1, keepdims=True)
     wide -= np.log(np.exp(wide).sum(axis=1, keepdims=True))
-    result: LogProbs = wide.astype(np.float32)
-    return result
+    return wide
