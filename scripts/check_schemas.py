@@ -78,7 +78,10 @@ def make_tiny_package(folder: Path) -> Path:
 
     write_checkpoint(SHAPES["tiny"], folder / "checkpoint", 0)
     request = ExportRequest(
-        model=str(folder / "checkpoint"), profile="generic-x86", output=folder / "package"
+        model=str(folder / "checkpoint"),
+        profile="generic-x86",
+        output=folder / "package",
+        skip_quality=True,
     )
     return export(request).folder
 

@@ -44,7 +44,8 @@ def demo_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from qwen_edge.export import ExportRequest, export
 
     output = tmp_path_factory.mktemp("packages") / "demo"
-    return export(ExportRequest(model="demo", profile="core-ultra", output=output)).folder
+    request = ExportRequest(model="demo", profile="core-ultra", output=output, skip_quality=True)
+    return export(request).folder
 
 
 @pytest.fixture(scope="session")

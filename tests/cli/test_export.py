@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from qwen_edge.cli.export_command import _shell_path, check_extra
+from qwen_edge.cli.export_command import check_extra
+from qwen_edge.cli.export_view import _shell_path
 from qwen_edge.errors import MissingExtraError
 from qwen_edge.export import ExportRequest
 from qwen_edge.profiles.profile import load_profile
@@ -109,7 +110,10 @@ def test_a_light_installation_says_what_to_install(
     )
 
 
-def test_an_export_prints_the_folder_and_the_next_command(cli: Any, empty_folder: Path) -> None:
+def test_an_export_prints_the_folder_and_the_next_command(
+    cli: Any, empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qwen_edge.export.quality.assessment.SHORT_TOKENS", 120)
     arguments = ("export", "demo", "--profile", "generic-x86", "--output", "mein Modell")
     outcome = cli(*arguments)
     assert outcome.code == 0
@@ -117,15 +121,17 @@ def test_an_export_prints_the_folder_and_the_next_command(cli: Any, empty_folder
     assert outcome.out == f"{folder}\n"
     assert "Run it: qwen-edge run './mein Modell' \"Hello!\"" in outcome.err
     assert "profile  generic-x86 (flag --profile)" in outcome.err
+    assert "Quality: KL " in outcome.err and "as it runs on CPU with OpenVINO" in outcome.err
     assert [path.name for path in empty_folder.iterdir()] == ["mein Modell"]
     again = cli(*arguments)
     assert (again.code, again.out) == (2, "")
     assert "--force" in again.err
-    forced = cli(*arguments, "--force", "--json")
+    forced = cli(*arguments, "--force", "--json", "--skip-quality")
     assert (forced.code, forced.err) == (0, "")
     data = json.loads(forced.out)
     assert data["folder"] == str(folder)
     assert sum(data["bits"].values()) > 0
+    assert data["quality"] is None and "--skip-quality" in data["notes"][0]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell's quotes")

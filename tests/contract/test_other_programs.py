@@ -58,7 +58,9 @@ def deep_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copyfile(DEMO / name, folder / name)
     save_file(make_random_arrays(read_spec(config), seed=3), folder / "model.safetensors")
     output = folder / "package"
-    request = ExportRequest(model=str(folder), profile="core-ultra", output=output)
+    request = ExportRequest(
+        model=str(folder), profile="core-ultra", output=output, skip_quality=True
+    )
     return export(request).folder
 
 

@@ -29,7 +29,13 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("demo")
     return {
         name: export(
-            ExportRequest(model="demo", profile="generic-x86", format=name, output=folder / name)
+            ExportRequest(
+                model="demo",
+                profile="generic-x86",
+                format=name,
+                output=folder / name,
+                skip_quality=True,
+            )
         ).folder
         for name in ("openvino", "onnx", "both")
     }

@@ -3,13 +3,14 @@
 import json
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from threadpoolctl import threadpool_limits
 
 import qwen_edge.export
 from qwen_edge.export.array_weights import make_random_arrays
@@ -17,7 +18,7 @@ from qwen_edge.export.checkpoint import open_checkpoint
 from qwen_edge.export.compress import Compressor
 from qwen_edge.export.decoder import DecoderSpec, read_spec
 from qwen_edge.export.weight_store import WeightStore
-from qwen_edge.profiles.recipe import load_recipe
+from qwen_edge.profiles.recipe import Recipe, load_recipe
 from qwen_edge.runtime.devices.providers import import_onnxruntime
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
 
@@ -153,11 +154,12 @@ def demo_tokenizer() -> TextTokenizer:
 def compress_checkpoint() -> StoreMaker:
     """Return a maker of frozen weight stores; who asks for one closes it."""
 
-    def make(path: Path, checkpoint: Path, recipe: str) -> tuple[DecoderSpec, WeightStore]:
+    def make(path: Path, checkpoint: Path, recipe: str | Recipe) -> tuple[DecoderSpec, WeightStore]:
         spec = read_spec(json.loads((checkpoint / "config.json").read_bytes()))
         store = WeightStore(path)
         opened = open_checkpoint(checkpoint)
-        compressor = Compressor(opened, spec, load_recipe(recipe), store)
+        loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+        compressor = Compressor(opened, spec, loaded, store)
         compressor.compress_embeddings()
         for layer_index in range(spec.num_layers):
             compressor.compress_layer(layer_index)
@@ -166,6 +168,13 @@ def compress_checkpoint() -> StoreMaker:
         return spec, store
 
     return make
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Multiply small matrices on one thread: on a busy machine more of them wait for each other."""
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
 
 
 class OnnxRun:

@@ -8,6 +8,7 @@ equal tokens for 64 steps.
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from qwen_edge.export.decoder import EMBEDDING_NAME, DecoderSpec, read_spec
 from qwen_edge.export.onnx_files import write_onnx_model
 from qwen_edge.export.openvino_graph import build_decoder
 from qwen_edge.export.weight_store import WeightStore
+from qwen_edge.profiles.matrix_format import MatrixFormat
+from qwen_edge.profiles.recipe import Recipe, load_recipe
 from qwen_edge.runtime.engine import import_openvino
 from qwen_edge.runtime.golden import GOLDEN_PROPERTIES
 
@@ -172,8 +175,31 @@ COMPRESSED: dict[str, tuple[str, dict[str, Any]] | None] = {
 }
 
 
-@pytest.mark.parametrize("recipe", ["int4-awq", "int8"])
-@pytest.mark.parametrize("name", COMPRESSED)
+# Zero points of 4 bits; formats of a layer mixed, AWQ's factors in float16 weights, too.
+RECIPES: dict[str, Recipe] = {
+    "int4-awq": load_recipe("int4-awq"),
+    "int8": load_recipe("int8"),
+    "int4-asymmetric": replace(load_recipe("int4"), symmetric=False, group_size=32),
+    "mixed": replace(
+        load_recipe("int4-awq"),
+        matrices={
+            "layers.*.mlp.up_proj": MatrixFormat("fp16", True, -1),
+            "layers.*.self_attn.v_proj": MatrixFormat("int8", False, -1),
+            "layers.1.self_attn.q_proj": MatrixFormat("int4", False, 64),
+        },
+    ),
+}
+
+
+CASES_COMPRESSED = [
+    (name, recipe)
+    for name in COMPRESSED
+    for recipe in RECIPES
+    if recipe in ("int4-awq", "int8") or name in ("qwen3", "llama")
+]
+
+
+@pytest.mark.parametrize(("name", "recipe"), CASES_COMPRESSED)
 def test_onnx_and_the_ir_of_one_store_agree(
     tmp_path: Path,
     make_checkpoint: CheckpointMaker,
@@ -185,7 +211,7 @@ def test_onnx_and_the_ir_of_one_store_agree(
     """The same integers, so the same logits to rounding, and the same 64 tokens."""
     case = COMPRESSED[name]
     checkpoint = DEMO if case is None else make_checkpoint(tmp_path / "c", case[0], **case[1])
-    spec, store = compress_checkpoint(tmp_path / "spool", checkpoint, recipe)
+    spec, store = compress_checkpoint(tmp_path / "spool", checkpoint, RECIPES[recipe])
     prompt = SCRIPT.make_prompt(5, 990, length=20)[0].tolist()
     with store:
         write_forms(spec, store, tmp_path)

@@ -28,6 +28,9 @@ KINDS: tuple[tuple[Format, int, bool], ...] = (
     ("int4", 128, False),
     ("int4", 512, False),
     ("int4", -1, False),
+    ("int4", 32, True),
+    ("int4", 512, True),
+    ("int4", -1, True),
     ("int8", -1, False),
     ("int8", -1, True),
 )
@@ -45,7 +48,8 @@ def make_parts(
         values = values.view(np.int8)
     shape = (rows, 1) if group == -1 else (rows, width // group, 1)
     scale = random.uniform(-0.1, 0.1, shape).astype(np.float16)
-    zero = {"zero_point": random.randint(0, 256, (rows, 1)).astype(np.uint8)} if has_zero else {}
+    levels = 16 if fmt == "int4" else 256
+    zero = {"zero_point": random.randint(0, levels, shape).astype(np.uint8)} if has_zero else {}
     return {"values": values, "scale": scale} | zero
 
 
@@ -69,10 +73,19 @@ def read_blocks(blocks: BlockWeights, width: int) -> npt.NDArray[np.float32]:
     if blocks.bits == 4:
         packed = np.stack([packed & 15, packed >> 4], axis=-1)
     numbers = packed.reshape(rows, num_blocks, blocks.block_size).astype(np.float32)
-    middle = np.full((rows, num_blocks), 1 << (blocks.bits - 1), np.float32)
-    zero = middle if blocks.zero_points is None else blocks.zero_points.numpy()
+    zero = np.full((rows, num_blocks), 1 << (blocks.bits - 1), np.uint8)
+    if blocks.zero_points is not None:
+        zero = blocks.zero_points.numpy()
+        if blocks.bits == 4:
+            zero = np.stack([zero & 15, zero >> 4], axis=-1).reshape(rows, -1)[:, :num_blocks]
     weights = (numbers - zero[:, :, None].astype(np.float32)) * blocks.scales.numpy()[:, :, None]
     return weights.reshape(rows, -1)[:, :width]
+
+
+def by_input(tensor: Any, block_size: int) -> npt.NDArray[Any]:
+    """Return [groups, out] with a row per input, or [out] as it is."""
+    array: npt.NDArray[Any] = tensor.numpy()
+    return np.repeat(array, block_size, axis=0) if block_size > 0 else array
 
 
 kinds = st.sampled_from(KINDS)
@@ -97,11 +110,10 @@ def test_both_layouts_hold_the_compressors_numbers(
     np.testing.assert_array_equal(read_blocks(blocks, width), expected)
     values = turned.values.numpy().astype(np.float32)  # [in, out]
     if turned.zero_points is not None:
-        values -= turned.zero_points.numpy().astype(np.float32)
+        values -= by_input(turned.zero_points, turned.block_size).astype(np.float32)
     assert turned.scales is not None
-    scales = turned.scales.numpy()  # [groups, out] or [out]
-    by_input = np.repeat(scales, turned.block_size, axis=0) if group > 0 else scales
-    np.testing.assert_array_equal((values * by_input).T, expected)
+    scales = by_input(turned.scales, turned.block_size)
+    np.testing.assert_array_equal((values * scales).T, expected)
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k[0] == "int8"], ids=["symmetric", "zero"])

@@ -29,7 +29,7 @@ from pathlib import Path
 cpus = int(sys.argv[3])
 os.cpu_count = lambda: cpus
 from qwen_edge.export import ExportRequest, export
-export(ExportRequest(sys.argv[1], "generic-x86", output=Path(sys.argv[2])))
+export(ExportRequest(sys.argv[1], "generic-x86", output=Path(sys.argv[2]), skip_quality=True))
 """
 
 
@@ -38,6 +38,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def run(source: Path, output: Path, recipe: str = "int4-awq", **options: Any) -> ExportResult:
+    options = {"skip_quality": True} | options
     return export(
         ExportRequest(str(source), "generic-x86", recipe=recipe, output=output, **options)
     )
@@ -246,7 +247,7 @@ def test_a_disk_that_fills_up_while_the_tokenizer_is_written(
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("basic_ios::clear: iostream error")
 
-    monkeypatch.setattr("qwen_edge.export.pipeline.write_tokenizer_files", fail)
+    monkeypatch.setattr("qwen_edge.export.text_files.write_tokenizer_files", fail)
     source = make_checkpoint(tmp_path / "source")
     with pytest.raises(ResourceError, match=r"filled up"):
         run(source, tmp_path / "package")
@@ -291,7 +292,7 @@ def test_progress_begins_and_ends_every_step(
     source = make_checkpoint(tmp_path / "source")
     seen: dict[str, list[tuple[int, int]]] = {}
     export(
-        ExportRequest(str(source), "generic-x86", output=tmp_path / "p"),
+        ExportRequest(str(source), "generic-x86", output=tmp_path / "p", skip_quality=True),
         lambda step, done, total: seen.setdefault(step, []).append((done, total)),
     )
     assert list(seen) == [

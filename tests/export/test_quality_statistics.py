@@ -5,7 +5,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -140,3 +140,37 @@ def test_figures_are_the_same_again() -> None:
 def test_what_cannot_be_compared_is_refused(a: tuple[int, int], b: tuple[int, int], n: int) -> None:
     with pytest.raises(ValueError, match=r"shapes|no positions"):
         compare_logits(np.zeros(a, np.float32), np.zeros(b, np.float32), [None] * n)
+
+
+@settings(max_examples=8)
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=4), st.integers(0, 2**32))
+def test_intervals_are_those_of_draws_of_blocks(lengths: list[int], seed: int) -> None:
+    """Drawn here one by one; `summarise` counts how often each block came instead."""
+    generator = np.random.default_rng(seed)
+    total = sum(lengths)
+    values = generator.exponential(size=total)
+    surprise = np.where(generator.random(total) < 0.1, math.nan, values)
+    surprise[0] = 1.0
+    scores = PositionScores(values, values > 1, values, surprise, surprise)
+    ends = np.cumsum(lengths)
+    texts = [
+        select_scores(scores, (np.arange(total) >= end - size) & (np.arange(total) < end))
+        for end, size in zip(ends, lengths, strict=True)
+    ]
+    figures = summarise(texts)
+    starts = [range(end - size, end, 32) for end, size in zip(ends, lengths, strict=True)]
+    blocks = [
+        values[start : min(start + 32, end)]
+        for some, end in zip(starts, ends, strict=True)
+        for start in some
+    ]
+    drawn = np.random.default_rng(0).integers(0, len(blocks), (1_000, len(blocks)))
+    draws = [np.concatenate([blocks[index] for index in draw]) for draw in drawn[:1_000]]
+    for found, figure in (
+        (figures.mean_kl, np.mean),
+        (figures.upper_kl, lambda draw: np.quantile(draw, 0.99)),
+    ):
+        ends_of = np.quantile([figure(draw) for draw in draws], [0.025, 0.975])
+        assert [found.low, found.high] == pytest.approx(ends_of, rel=1e-9)
+    assert figures.expected_perplexity is not None
+    assert figures.expected_perplexity.value == pytest.approx(math.exp(np.nanmean(surprise)))

@@ -17,7 +17,8 @@ from hypothesis.extra import numpy as hnp
 from qwen_edge.export import quantise as quantise_module
 from qwen_edge.export.checkpoint import widen
 from qwen_edge.export.compress import dequantise
-from qwen_edge.export.quantise import Mode, mean_column_magnitude, quantise
+from qwen_edge.export.quantise import NF4_LEVELS, Mode, mean_column_magnitude, quantise
+from qwen_edge.export.weight_store import Format
 from qwen_edge.runtime.engine import import_openvino
 
 HASHES = Path(__file__).parents[1] / "data" / "quantise_hashes.json"
@@ -72,7 +73,7 @@ def compress_with_nncf(
     model = nncf.compress_weights(
         model,
         mode=nncf.CompressWeightsMode[mode.upper()],
-        **(options if mode == "int4_sym" else {}),
+        **({} if mode.startswith("int8") else options),
     )
     found = {}
     for node in model.get_ops():
@@ -84,8 +85,18 @@ def compress_with_nncf(
         elif name.endswith("/scale"):
             found["scale"] = np.array(node.get_data())
         elif "zero_point" in name:
-            found["zero_point"] = np.array(node.get_data())
+            found["zero_point"] = zero_points(node)
     return found
+
+
+def zero_points(constant: Any) -> npt.NDArray[np.uint8]:
+    """Return a constant's zero points, one in a byte; 4 bits come two in a byte, low half first."""
+    shape = tuple(constant.get_output_shape(0))
+    stored = np.array(constant.get_tensor_view().data).reshape(-1)
+    if constant.get_output_element_type(0).get_type_name() == "u4":
+        stored = np.stack([stored & 15, stored >> 4], axis=-1).reshape(-1)
+    numbers: npt.NDArray[np.uint8] = stored[: int(np.prod(shape))].reshape(shape)
+    return numbers
 
 
 CASES: list[tuple[Mode, int]] = [
@@ -93,9 +104,20 @@ CASES: list[tuple[Mode, int]] = [
     ("int4_sym", 64),
     ("int4_sym", 32),
     ("int4_sym", -1),
+    ("int4_asym", 128),
+    ("int4_asym", -1),
+    ("nf4", 64),
+    ("nf4", -1),
     ("int8_sym", -1),
     ("int8_asym", -1),
 ]
+FORMATS: dict[Mode, Format] = {
+    "int4_sym": "int4",
+    "int4_asym": "int4",
+    "nf4": "nf4",
+    "int8_sym": "int8",
+    "int8_asym": "int8",
+}
 IDS = [f"{mode}-{group}" for mode, group in CASES]
 
 
@@ -120,7 +142,9 @@ def test_equal_to_nncf(mode: Mode, group_size: int, dtype: str, stored: Stored) 
 
 
 @needs_nncf
-@pytest.mark.parametrize(("mode", "group_size"), [CASES[0], CASES[5]], ids=[IDS[0], IDS[5]])
+@pytest.mark.parametrize(
+    ("mode", "group_size"), [CASES[0], CASES[4], CASES[6], CASES[-1]], ids=lambda value: str(value)
+)
 def test_equal_to_nncf_at_the_shape_of_a_real_layer(
     mode: Mode, group_size: int, stored: Stored
 ) -> None:
@@ -167,7 +191,7 @@ def test_the_same_bits_on_any_number_of_threads(
         st.tuples(st.integers(1, 5), st.sampled_from([64, 128])),
         elements=st.floats(-1e3, 1e3, width=32),
     ),
-    st.sampled_from(CASES[1:]),
+    st.sampled_from([case for case in CASES if case[1] != 128]),
 )
 def test_never_further_off_than_half_a_level(
     array: npt.NDArray[np.float32], case: tuple[Mode, int]
@@ -177,11 +201,13 @@ def test_never_further_off_than_half_a_level(
     parts = {"values": done.values, "scale": done.scale}
     if done.zero_point is not None:
         parts["zero_point"] = done.zero_point
-    after = dequantise(parts, "int4" if mode == "int4_sym" else "int8")
+    after = dequantise(parts, FORMATS[mode])
     groups = done.scale.reshape(array.shape[0], -1, 1).astype(np.float64)
     error = np.abs(after.astype(np.float64) - array).reshape(*groups.shape[:2], -1)
     bound = 0.5 * np.abs(groups)
-    if mode != "int8_asym":
+    if mode == "nf4":
+        bound = np.diff(NF4_LEVELS).max() * bound
+    elif mode.endswith("_sym"):
         # The far end of a symmetric range has one level less: a whole one may be cut off.
         is_cut = array.reshape(error.shape) * -np.sign(groups) < 0
         largest = np.abs(array).reshape(error.shape).max(axis=-1, keepdims=True)
@@ -191,7 +217,9 @@ def test_never_further_off_than_half_a_level(
     else:
         bound = bound * 2  # the zero point is rounded too
     # The scale is rounded to float16 (relative 2^-11, absolute 2^-25) after it was used.
-    levels_used = {"int4_sym": 8, "int8_sym": 128, "int8_asym": 255}[mode]
+    levels_used = {"int4_sym": 8, "int8_sym": 128, "int8_asym": 255, "int4_asym": 15, "nf4": 1}[
+        mode
+    ]
     slack = levels_used * (np.abs(groups) * 2.0**-10 + 2.0**-24)
     assert np.all(error <= bound + slack)
 

@@ -66,3 +66,19 @@ def test_the_graph_reads_the_file_and_not_a_copy(tmp_path: Path) -> None:
         start = store.array(store.tensors["e"].values).__array_interface__["data"][0]
         assert constant.get_tensor_view().data.__array_interface__["data"][0] == start
         del ov, constant
+
+
+@pytest.mark.parametrize("num_groups", [1, 2, 3])
+def test_zero_points_of_four_bits_are_two_in_a_byte(tmp_path: Path, num_groups: int) -> None:
+    """As OpenVINO reads them, also where their number is odd."""
+    ov = import_openvino()
+    zero = (np.arange(3 * num_groups, dtype=np.uint8) * 5 % 16).reshape(3, num_groups, 1)
+    values = np.zeros((3, num_groups), np.uint8)  # all weights are 0 - zero point
+    parts = {"values": [values], "scale": [np.ones(zero.shape, np.float16)], "zero_point": [zero]}
+    with WeightStore(tmp_path / "spool") as store:
+        store.add("a", "int4", (3, 2 * num_groups), 2, parts)
+        store.freeze()
+        model = ov.Model([ov.opset15.result(store.linear("a"))], [])
+        found = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([])[0]
+        np.testing.assert_array_equal(found, -np.repeat(zero[:, :, 0], 2, axis=1).astype(float))
+        del model

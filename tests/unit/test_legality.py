@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -13,16 +14,17 @@ from qwen_edge.profiles import (
     profile_names,
     recipe_names,
 )
-from qwen_edge.profiles.legality import LEGALITY_ROWS, legality
+from qwen_edge.profiles.legality import LEGALITY_ROWS, check_onnx_recipe, legality
+from qwen_edge.profiles.matrix_format import MatrixFormat, WeightFormat
 from qwen_edge.profiles.recipe import Recipe
 
 
-@pytest.mark.parametrize("device", ["CPU", "GPU"])
 @pytest.mark.parametrize("name", recipe_names())
-def test_cpu_and_gpu_take_every_recipe(name: str, device: str) -> None:
-    verdict = legality(load_recipe(name), device)
-    assert verdict.value
-    assert verdict.reason
+def test_the_cpu_takes_every_recipe_and_the_gpu_all_but_nf4(name: str) -> None:
+    for device in ("CPU", "GPU"):
+        verdict = legality(load_recipe(name), device)
+        assert verdict.value == (device == "CPU" or name != "nf4-channel")
+        assert verdict.reason
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,11 @@ def test_cpu_and_gpu_take_every_recipe(name: str, device: str) -> None:
         ("int4", True),
         ("int4-awq", True),
         ("int4-channel", True),
+        ("int4-gptq", True),
+        ("int4-mixed", False),
+        ("int4-awq-g64", False),
+        ("nf4-channel", True),
+        ("peer-olive-cpu", False),
     ],
 )
 def test_the_npu_takes_four_bits_only(name: str, is_legal: bool) -> None:
@@ -78,6 +85,7 @@ def test_every_row_has_its_source_and_a_field_of_a_recipe() -> None:
     names = {item.name for item in dataclasses.fields(Recipe)}
     for row in LEGALITY_ROWS:
         assert row.source
+        assert set(row.weights) <= set(get_args(WeightFormat))
         assert row.expectation
         assert row.key in names
 
@@ -107,9 +115,50 @@ def test_the_refusal_names_the_reason_and_both_ways_out() -> None:
     error = caught.value
     assert error.problem.startswith("Recipe 'int8' cannot serve profile 'core-ultra'. NPU: weights")
     assert error.fix == (
-        "use --recipe int4-awq, int4 or int4-channel\n"
+        "use --recipe int4-awq, int4, int4-awq-se, int4-channel or int4-gptq\n"
         "or keep the recipe with --profile core-ultra-cpu, core-ultra-gpu, generic-onnx or "
         "generic-x86"
     )
     assert error.exit_code == 2
     assert set(error.facts["refused"]) == {"NPU"}  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("device", "found", "expected"),
+    [
+        ("NPU", MatrixFormat("int8", False, -1), "weights is int8, the NPU runs"),
+        ("NPU", MatrixFormat("int4", True, 64), "group_size is 64, the NPU needs groups of 128"),
+        ("NPU", MatrixFormat("nf4", True, 128), "group_size is 128, the NPU takes NF4 with one"),
+        ("NPU", MatrixFormat("nf4", True, -1), None),
+        ("GPU", MatrixFormat("nf4", True, -1), "weights is nf4, the GPU plugin has no NF4"),
+        ("GPU", MatrixFormat("int4", False, 64), None),
+        ("CPU", MatrixFormat("nf4", True, 64), None),
+    ],
+)
+def test_one_matrix_can_make_a_recipe_illegal(
+    device: str, found: MatrixFormat, expected: str | None
+) -> None:
+    key = "layers.2.mlp.up_proj"
+    verdict = legality(dataclasses.replace(load_recipe("int4"), matrices={key: found}), device)
+    assert verdict.value == (expected is None)
+    if expected is not None:
+        assert verdict.reason.startswith(f"matrices {key!r}: {expected}")
+
+
+def test_the_npu_says_what_is_wrong_with_nf4_in_groups_and_with_a_ratio() -> None:
+    grouped = dataclasses.replace(load_recipe("nf4-channel"), group_size=128)
+    assert legality(grouped, "NPU").reason.startswith("group_size is 128, the NPU takes NF4")
+    assert legality(load_recipe("int4-mixed"), "NPU").reason.startswith("ratio is 0.8, the NPU")
+
+
+def test_onnx_has_no_nf4() -> None:
+    check_onnx_recipe(load_recipe("peer-olive-cpu"))
+    for recipe in (
+        load_recipe("nf4-channel"),
+        dataclasses.replace(
+            load_recipe("int4"), matrices={"layers.0.mlp.up_proj": MatrixFormat("nf4", True, -1)}
+        ),
+    ):
+        with pytest.raises(RecipeNotSupportedError, match=r"has no ONNX form: .* is nf4") as caught:
+            check_onnx_recipe(recipe)
+        assert "--format openvino" in caught.value.fix

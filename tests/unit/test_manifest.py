@@ -43,7 +43,7 @@ def test_sample_is_read_and_written_bit_for_bit() -> None:
 
 def test_written_text_has_sorted_keys_and_plain_line_ends() -> None:
     text = Manifest.from_bytes(SAMPLE.read_bytes()).to_bytes()
-    assert text.startswith(b'{\n  "chat": {')
+    assert text.startswith(b'{\n  "calibration": {')
     assert text.endswith(b"}\n")
     assert b"\r" not in text
 

@@ -243,7 +243,7 @@ def test_all_problems_come_in_one_error(tmp_path: Path) -> None:
         ("8192", '"8192"', "CPU: max_context_tokens is '8192'; expected a whole number"),
         ("= 256", "= 0", "CPU: prefill_chunk_tokens is 0; expected 1 to max_context_tokens, 8,192"),
         ("= 256", "= 9000", "expected 1 to max_context_tokens, 8,192"),
-        ("int4-awq", "int4-aqw", "recipe is 'int4-aqw'; expected one of fp16, int4"),
+        ("int4-awq", "int4-aqw", "recipe is 'int4-aqw'; expected one of auto, fp16, int4"),
         ("int4-awq", "./my.toml", "Your own recipe file goes with --recipe"),
         ('"CPU"', '"cpu"', "device is 'cpu'; expected one of CPU, GPU, NPU. Did you mean 'CPU'?"),
         ('"CPU"', '"TPU"', "device is 'TPU'; expected one of CPU, GPU, NPU"),

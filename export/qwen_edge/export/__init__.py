@@ -4,14 +4,9 @@
 do and cost. Read `pipeline.py`: it is the list of steps, each a module of its own.
 """
 
-from qwen_edge.export.pipeline import (
-    ExportResult,
-    PreparedExport,
-    export,
-    prepare_export,
-    run_export,
-)
+from qwen_edge.export.pipeline import ExportResult, export, run_export
 from qwen_edge.export.plan import ExportPlan
+from qwen_edge.export.prepare import PreparedExport, prepare_export
 from qwen_edge.export.request import ExportRequest
 
 __all__ = [

@@ -7,24 +7,25 @@ arithmetic, `weight_store.py` keeps the results.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from qwen_edge.errors import CheckpointError
+from qwen_edge.export.balance import Balance, balance_by_weights
 from qwen_edge.export.checkpoint import Checkpoint, widen
 from qwen_edge.export.decoder import EMBEDDING_NAME, FINAL_NORM_NAME, HEAD_NAME, DecoderSpec
-from qwen_edge.export.quantise import Mode, mean_column_magnitude, quantise
-from qwen_edge.export.weight_store import Format, WeightStore
+from qwen_edge.export.quantise import NF4_LEVELS, Mode, Quantised, mean_column_magnitude, quantise
+from qwen_edge.export.weight_store import Format
+from qwen_edge.profiles.matrix_format import FOUR_BITS, MatrixFormat
 from qwen_edge.profiles.recipe import Recipe
 
 _BLOCK_VALUES = 1 << 25  # weights in memory at once: 128 MB as float32
 _SAMPLED_ROWS = 32  # rows per matrix behind the reported error; all of them would cost 20 s
 _FALLBACK_GROUPS = (64, 32)  # group sizes tried when the recipe's does not divide a width
 _FLOAT16_MAX = 65_504.0
-_EMBEDDINGS = frozenset({EMBEDDING_NAME, HEAD_NAME})
 
 Vector = npt.NDArray[np.float32]
 Parts = dict[str, list[npt.NDArray[Any]]]
@@ -36,14 +37,14 @@ class TensorReport:
 
     Args:
         name: Tensor name.
-        format: "fp16", "int8" or "int4".
+        format: "fp16", "int8", "int4" or "nf4".
         num_values: Weights in it.
         width: Inputs, the axis that groups run along.
         group_size: Group size used; -1 for a whole row.
         relative_rms_error: RMS of the change over the RMS of the weights, on
             `_SAMPLED_ROWS` evenly spaced rows, AWQ's factors undone.
         is_fallback: The recipe's group size did not divide the width; for an odd width, which
-            int4 cannot have, the format is int8.
+            4 bits cannot have, the format is int8.
     """
 
     name: str
@@ -56,7 +57,7 @@ class TensorReport:
 
 
 @dataclass(frozen=True)
-class _Matrix:
+class SourceMatrix:
     """One matrix as stored in the checkpoint, with the factors AWQ puts on it."""
 
     name: str
@@ -66,13 +67,32 @@ class _Matrix:
     column_factors: Vector | None = None  # [in]
 
 
+class TensorStore(Protocol):
+    """Where finished tensors go: the spool file, or one layer's record."""
+
+    vectors: dict[str, npt.NDArray[np.float32]]
+
+    def add(
+        self,
+        name: str,
+        fmt: Format,
+        shape: tuple[int, int],
+        group_size: int,
+        parts: Mapping[str, list[npt.NDArray[Any]]],
+    ) -> None:
+        """Append one matrix; see `WeightStore.add`."""
+
+    def add_vector(self, name: str, values: npt.NDArray[np.float32]) -> None:
+        """Keep a norm weight or bias, float32 [width]."""
+
+
 class Compressor:
     """Turns a checkpoint's tensors into stored tensors, by one recipe.
 
     Args:
         checkpoint: Checked against `spec` already.
         spec: The decoder.
-        recipe: Formats, group size, AWQ.
+        recipe: Formats, group sizes, AWQ; its exceptions for single matrices are heeded.
         store: Receives every tensor.
 
     State:
@@ -80,7 +100,7 @@ class Compressor:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, spec: DecoderSpec, recipe: Recipe, store: WeightStore
+        self, checkpoint: Checkpoint, spec: DecoderSpec, recipe: Recipe, store: TensorStore
     ) -> None:
         self._checkpoint = checkpoint
         self._spec = spec
@@ -94,9 +114,9 @@ class Compressor:
         Raises:
             CheckpointError: A value is NaN, infinite, or too large for float16.
         """
-        self._compress(self._read(EMBEDDING_NAME), self._recipe.embedding)
+        self._compress(self._read(EMBEDDING_NAME))
         if not self._spec.is_tied:
-            self._compress(self._read(HEAD_NAME), self._recipe.head)
+            self._compress(self._read(HEAD_NAME))
         self._keep_vector(FINAL_NORM_NAME)
 
     def compress_layer(self, layer_index: int) -> None:
@@ -116,92 +136,80 @@ class Compressor:
         if self._recipe.awq:
             self._balance(layer_index, matrices)
         for matrix in matrices.values():
-            self._compress(matrix, self._recipe.weights)
+            self._compress(matrix)
 
-    def _read(self, name: str) -> _Matrix:
+    def _read(self, name: str) -> SourceMatrix:
         self._checkpoint.check_finite(name)
-        return _Matrix(name, self._checkpoint.raw(name), self._checkpoint.entries[name].dtype)
+        return SourceMatrix(name, self._checkpoint.raw(name), self._checkpoint.entries[name].dtype)
 
     def _keep_vector(self, name: str) -> None:
         self._checkpoint.check_finite(name)
         self._store.add_vector(name, self._checkpoint.float32(name))
 
-    def _balance(self, layer_index: int, matrices: dict[str, _Matrix]) -> None:
-        """Put data-free AWQ's factors on one layer's MLP.
+    def _balance(self, layer_index: int, matrices: dict[str, SourceMatrix]) -> None:
+        """Put AWQ's factors on one layer, chosen by its weights alone."""
+        is_coarse = {name: self._format(name).weights in FOUR_BITS for name in matrices}
 
-        Each input channel of `down_proj` is divided by its mean magnitude, so that no
-        channel of a group is rounded away beside a larger one; `up_proj` is multiplied by
-        the same figures, so that the product is what it was. No node is added.
+        def magnitude(name: str, row_factors: Vector | None) -> Vector:
+            matrix = matrices[name]
+            return mean_column_magnitude(matrix.array, matrix.dtype, row_factors)
 
-        Source:
-            NNCF 3.4.0, weight_compression/awq.py, data-free step on the pattern
-            MatMul → Multiply → MatMul, the only one of its patterns a Qwen3 layer has.
-            NNCF rounds the scaled weights to the checkpoint's dtype; here they stay
-            float32 until they are quantised.
-        """
-        prefix = f"model.layers.{layer_index}.mlp"
-        up, down = matrices[f"{prefix}.up_proj.weight"], matrices[f"{prefix}.down_proj.weight"]
-        magnitude = mean_column_magnitude(down.array, down.dtype)
-        magnitude = np.maximum(magnitude, np.finfo(np.float32).eps)
-        inverse = (1 / magnitude).astype(np.float32)
-        matrices[down.name] = _Matrix(down.name, down.array, down.dtype, column_factors=inverse)
-        matrices[up.name] = _Matrix(up.name, up.array, up.dtype, row_factors=magnitude)
-        bias = f"{prefix}.up_proj.bias"
-        if bias in self._store.vectors:
-            self._store.add_vector(bias, self._store.vectors[bias] * magnitude)
+        self._apply(balance_by_weights(self._spec, layer_index, is_coarse, magnitude), matrices)
 
-    def _compress(self, matrix: _Matrix, fmt: Format) -> None:
+    def _apply(self, balance: Balance, matrices: dict[str, SourceMatrix]) -> None:
+        """Put factors on matrices, norms and biases."""
+        for name, factors in balance.columns.items():
+            matrices[name] = replace(matrices[name], column_factors=factors)
+        for name, factors in (balance.rows | balance.norms).items():
+            if name in matrices:
+                matrices[name] = replace(matrices[name], row_factors=factors)
+            else:
+                self._store.add_vector(name, self._store.vectors[name] * factors)
+
+    def _format(self, name: str) -> MatrixFormat:
+        """Return how the recipe wants a matrix stored."""
+        return self._recipe.matrix_format(name)
+
+    def _compress(self, matrix: SourceMatrix) -> None:
         rows, width = matrix.array.shape
-        if fmt == "int4" and width % 2:
-            fmt = "int8"  # two int4 share a byte; no published model has such a width
-        group_size = self._group_size(width) if fmt == "int4" else -1
+        wanted = self._format(matrix.name)
+        found = fit_format(wanted, width)
+        parts = self._convert(matrix, found)
+        self._store.add(matrix.name, found.weights, (rows, width), found.group_size, parts)
+        self._report(matrix, wanted, found, parts)
+
+    def _convert(self, matrix: SourceMatrix, found: MatrixFormat) -> Parts:
+        """Return a matrix as it will be stored, in blocks of rows."""
+        rows, width = matrix.array.shape
         parts: Parts = {}
         step = max(1, _BLOCK_VALUES // width)
         for start in range(0, rows, step):
             block = slice(start, min(start + step, rows))
-            for key, array in self._convert(matrix, block, fmt, group_size).items():
+            for key, array in self._convert_rows(matrix, block, found).items():
                 parts.setdefault(key, []).append(array)
-        self._store.add(matrix.name, fmt, (rows, width), group_size, parts)
-        self._report(matrix, fmt, group_size, parts)
+        return parts
 
-    def _group_size(self, width: int) -> int:
-        wanted = self._recipe.group_size
-        if wanted == -1 or width % wanted == 0:
-            return wanted
-        return next((g for g in _FALLBACK_GROUPS if g < wanted and width % g == 0), -1)
-
-    def _convert(
-        self, matrix: _Matrix, rows: slice, fmt: Format, group_size: int
+    def _convert_rows(
+        self, matrix: SourceMatrix, rows: slice, found: MatrixFormat
     ) -> dict[str, npt.NDArray[Any]]:
         array = matrix.array[rows]
-        if fmt == "fp16":
-            return {"values": self._float16(matrix.name, widen(array, matrix.dtype))}
+        row_factors = None if matrix.row_factors is None else matrix.row_factors[rows]
+        if found.weights == "fp16":
+            wide = widen(array, matrix.dtype)
+            if row_factors is not None:  # an `up_proj` that a recipe's exception keeps whole
+                wide *= row_factors[:, None]
+            if matrix.column_factors is not None:
+                wide *= matrix.column_factors
+            return {"values": self._float16(matrix.name, wide)}
         done = quantise(
             array,
             matrix.dtype,
-            self._mode(fmt),
-            group_size,
-            row_factors=None if matrix.row_factors is None else matrix.row_factors[rows],
+            mode_of(found),
+            found.group_size,
+            row_factors=row_factors,
             column_factors=matrix.column_factors,
         )
-        if not np.isfinite(done.scale).all():
-            raise CheckpointError(
-                f"Tensor {matrix.name!r} holds values so large that their scale does not fit "
-                f"float16 (more than {_FLOAT16_MAX:,.0f}).",
-                "fetch the checkpoint again, or export an earlier step of the fine-tune",
-                tensor=matrix.name,
-            )
-        parts: dict[str, npt.NDArray[Any]] = {"values": done.values, "scale": done.scale}
-        if done.zero_point is not None:
-            parts["zero_point"] = done.zero_point
-        return parts
-
-    def _mode(self, fmt: Format) -> Mode:
-        if fmt == "int4":
-            return "int4_sym"
-        # Embedding and head beside int4 layers: asymmetric, NNCF's backup precision.
-        is_symmetric = self._recipe.symmetric and self._recipe.weights == "int8"
-        return "int8_sym" if is_symmetric else "int8_asym"
+        return stored_parts(matrix, done)
 
     def _float16(self, name: str, wide: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
         largest = max(float(wide.max()), -float(wide.min()))
@@ -214,30 +222,75 @@ class Compressor:
             )
         return wide.astype(np.float16)
 
-    def _report(self, matrix: _Matrix, fmt: Format, group_size: int, parts: Parts) -> None:
+    def _report(
+        self, matrix: SourceMatrix, wanted: MatrixFormat, found: MatrixFormat, parts: Parts
+    ) -> None:
         rows, width = matrix.array.shape
         picked = np.unique(np.linspace(0, rows - 1, min(rows, _SAMPLED_ROWS)).astype(int))
         before = widen(matrix.array[picked], matrix.dtype)
-        after = dequantise({k: _pick_rows(v, picked) for k, v in parts.items()}, fmt)
+        after = dequantise({k: _pick_rows(v, picked) for k, v in parts.items()}, found.weights)
         if matrix.row_factors is not None:
             after /= matrix.row_factors[picked][:, None]
         if matrix.column_factors is not None:
             after /= matrix.column_factors
         power = float(np.square(before, dtype=np.float64).mean())
         error = float(np.square(after - before, dtype=np.float64).mean())
-        is_int4_wanted = self._recipe.weights == "int4" and matrix.name not in _EMBEDDINGS
         self.reports.append(
             TensorReport(
                 name=matrix.name,
-                format=fmt,
+                format=found.weights,
                 num_values=rows * width,
                 width=width,
-                group_size=group_size,
+                group_size=found.group_size,
                 relative_rms_error=(error / power) ** 0.5 if power else 0.0,
-                is_fallback=is_int4_wanted
-                and (fmt, group_size) != ("int4", self._recipe.group_size),
+                is_fallback=found != wanted,
             )
         )
+
+
+def stored_parts(matrix: SourceMatrix, done: Quantised) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of quantised weights by the names they are stored under.
+
+    Args:
+        matrix: Where they come from.
+        done: All of it, or some rows.
+
+    Raises:
+        CheckpointError: A scale does not fit float16.
+    """
+    if not np.isfinite(done.scale).all():
+        raise CheckpointError(
+            f"Tensor {matrix.name!r} holds values so large that their scale does not fit "
+            f"float16 (more than {_FLOAT16_MAX:,.0f}).",
+            "fetch the checkpoint again, or export an earlier step of the fine-tune",
+            tensor=matrix.name,
+        )
+    parts: dict[str, npt.NDArray[Any]] = {"values": done.values, "scale": done.scale}
+    if done.zero_point is not None:
+        parts["zero_point"] = done.zero_point
+    return parts
+
+
+def fit_format(wanted: MatrixFormat, width: int) -> MatrixFormat:
+    """Return the format that a matrix of this width can have, nearest to the wanted one."""
+    if wanted.weights not in FOUR_BITS:
+        return wanted
+    if width % 2:  # two values share a byte; no published model has such a width
+        return MatrixFormat("int8", symmetric=False, group_size=-1)
+    size = wanted.group_size
+    if size == -1 or width % size == 0:
+        return wanted
+    smaller = (g for g in _FALLBACK_GROUPS if g < size and width % g == 0)
+    return replace(wanted, group_size=next(smaller, -1))
+
+
+def mode_of(found: MatrixFormat) -> Mode:
+    """Return how the values of a quantised format are rounded."""
+    if found.weights == "nf4":
+        return "nf4"
+    if found.weights == "int4":
+        return "int4_sym" if found.symmetric else "int4_asym"
+    return "int8_sym" if found.symmetric else "int8_asym"
 
 
 def dequantise(parts: Mapping[str, npt.NDArray[Any]], fmt: Format) -> npt.NDArray[np.float32]:
@@ -245,7 +298,7 @@ def dequantise(parts: Mapping[str, npt.NDArray[Any]], fmt: Format) -> npt.NDArra
 
     Args:
         parts: "values" [rows, …], "scale" and "zero_point" as `StoredTensor` describes.
-        fmt: "fp16", "int8" or "int4".
+        fmt: "fp16", "int8", "int4" or "nf4".
 
     Returns:
         float32 [rows, in].
@@ -254,17 +307,25 @@ def dequantise(parts: Mapping[str, npt.NDArray[Any]], fmt: Format) -> npt.NDArra
     if fmt == "fp16":
         return values.astype(np.float32)
     rows = values.shape[0]
-    if fmt == "int4":
-        packed = values.reshape(rows, -1).view(np.uint8)
-        halves = np.stack([packed & 15, packed >> 4], axis=-1).reshape(rows, -1)
-        numbers = (halves.astype(np.int8) ^ 8).astype(np.float32) - 8
-    else:
-        numbers = values.reshape(rows, -1).astype(np.float32)
-    if "zero_point" in parts:
-        numbers -= parts["zero_point"].reshape(rows, 1).astype(np.float32)
     scale = parts["scale"].astype(np.float32).reshape(rows, -1)
+    numbers = _numbers(values.reshape(rows, -1), fmt, is_signed="zero_point" not in parts)
     groups = numbers.reshape(rows, scale.shape[1], -1)
+    if "zero_point" in parts:
+        groups = groups - parts["zero_point"].reshape(rows, -1, 1).astype(np.float32)
     return (groups * scale[:, :, None]).reshape(rows, -1)
+
+
+def _numbers(values: npt.NDArray[Any], fmt: Format, *, is_signed: bool) -> Vector:
+    """Return what stored values [rows, bytes] stand for before scales, float32 [rows, in]."""
+    if fmt == "int8":
+        return values.astype(np.float32)
+    packed = values.view(np.uint8)
+    halves = np.stack([packed & 15, packed >> 4], axis=-1).reshape(values.shape[0], -1)
+    if fmt == "nf4":
+        return NF4_LEVELS[halves]
+    if is_signed:
+        return (halves.astype(np.int8) ^ 8).astype(np.float32) - 8
+    return halves.astype(np.float32)
 
 
 def _pick_rows(blocks: list[npt.NDArray[Any]], rows: npt.NDArray[np.intp]) -> npt.NDArray[Any]:

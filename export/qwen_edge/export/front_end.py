@@ -5,13 +5,16 @@ memory. `OptimumFrontEnd` hands an architecture that has no native graph to opti
 The pipeline treats both alike. Read `compress.py` and `optimum_frontend.py` for the work.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from qwen_edge.errors import UnsupportedArchitectureError
 from qwen_edge.export import package_facts as facts
+from qwen_edge.export.adapters.matching import match_adapters
+from qwen_edge.export.adapters.opening import Adapter
+from qwen_edge.export.calibrated.calibration import Calibration
 from qwen_edge.export.checkpoint import (
     FLOAT_DTYPES,
     Checkpoint,
@@ -19,6 +22,7 @@ from qwen_edge.export.checkpoint import (
     open_checkpoint,
 )
 from qwen_edge.export.compress import Compressor, TensorReport
+from qwen_edge.export.config_fields import shown
 from qwen_edge.export.decoder import DecoderSpec, read_spec
 from qwen_edge.export.optimum_frontend import (
     check_optimum,
@@ -64,10 +68,36 @@ class FrontEnd(Protocol):
         """The network's facts; `max_context_tokens` is the checkpoint's own."""
         ...
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json as the package has it: adapters can part embedding and head."""
+        ...
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a person should be told of the adapters: sentences."""
+        ...
+
+    @property
+    def reference(self) -> tuple[DecoderSpec, Checkpoint] | None:
+        """What the model can be compared with layer by layer; None without a native graph."""
+        ...
+
     def write_model(
-        self, folder: Path, formats: ModelFormats, report: Progress
+        self,
+        folder: Path,
+        formats: ModelFormats,
+        report: Progress,
+        calibration: Calibration | None = None,
     ) -> tuple[TensorReport, ...]:
-        """Write the two files of each format; return what became of every matrix, if known."""
+        """Write the two files of each format; return what became of every matrix, if known.
+
+        Args:
+            folder: The staging folder.
+            formats: What is to be written.
+            report: Told about every step.
+            calibration: The texts of a calibrated recipe.
+        """
         ...
 
     def describe_weights(self, folder: Path, reports: tuple[TensorReport, ...]) -> WeightsFacts:
@@ -98,24 +128,49 @@ def read_native_spec(config: Mapping[str, Any]) -> DecoderSpec | None:
         return None
 
 
-def open_front_end(folder: Path, config: dict[str, Any], recipe: Recipe) -> FrontEnd:
+def open_front_end(
+    folder: Path, config: dict[str, Any], recipe: Recipe, adapters: Sequence[Adapter] = ()
+) -> FrontEnd:
     """Open a checkpoint with the front end that its architecture needs.
 
     Args:
         folder: The checkpoint, local and complete.
         config: Its config.json.
         recipe: What is to be done to the weights.
+        adapters: What is merged into the weights first.
 
     Raises:
-        CheckpointError: Tensors and config.json do not fit together.
+        CheckpointError: Tensors and config.json do not fit together, or an adapter does not fit.
         UsageError: See `read_native_spec`.
     """
     spec = read_native_spec(config)
     checkpoint = open_checkpoint(folder)
     if spec is None:
+        if adapters:
+            refuse_adapters(config)
         return OptimumFrontEnd(checkpoint, config, recipe)
     check_tensors(checkpoint, spec.tensor_shapes(), is_tied=spec.is_tied)
-    return NativeFrontEnd(checkpoint, spec, recipe)
+    if not adapters:
+        return NativeFrontEnd(checkpoint, spec, recipe, config)
+    adapted = match_adapters(spec, adapters)
+    config = config | {"tie_word_embeddings": adapted.spec.is_tied}
+    merged = adapted.merge_into(checkpoint)
+    return NativeFrontEnd(merged, adapted.spec, recipe, config, adapted.notices)
+
+
+def refuse_adapters(config: Mapping[str, Any]) -> NoReturn:
+    """Refuse to merge adapters into an architecture without a native graph.
+
+    Raises:
+        UnsupportedArchitectureError: Always.
+    """
+    raise UnsupportedArchitectureError(
+        f"{shown(config.get('model_type'))} has no native graph, and adapters are merged where "
+        "there is one; optimum-intel reads the checkpoint as it is.",
+        "merge the adapter with peft (`merge_and_unload`, `save_pretrained`) and export the folder "
+        "that this writes",
+        field="model_type",
+    )
 
 
 class NativeFrontEnd:
@@ -125,16 +180,32 @@ class NativeFrontEnd:
         checkpoint: Checked against `spec`; closed by `close`.
         spec: The decoder.
         recipe: Formats, group size, AWQ.
+        config: config.json as the package has it.
+        notices: What a person should be told of the adapters.
     """
 
-    def __init__(self, checkpoint: Checkpoint, spec: DecoderSpec, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        spec: DecoderSpec,
+        recipe: Recipe,
+        config: dict[str, Any],
+        notices: tuple[str, ...] = (),
+    ) -> None:
         self._checkpoint = checkpoint
         self._spec = spec
         self._recipe = recipe
+        self.config = config
+        self.notices = notices
         self.model = facts.model_facts(spec, spec.max_position_embeddings)
+        self.reference: tuple[DecoderSpec, Checkpoint] | None = (spec, checkpoint)
 
     def write_model(
-        self, folder: Path, formats: ModelFormats, report: Progress
+        self,
+        folder: Path,
+        formats: ModelFormats,
+        report: Progress,
+        calibration: Calibration | None = None,
     ) -> tuple[TensorReport, ...]:
         """Write the two files of each format and return what became of every matrix."""
         if formats.onnx is not None and not formats.onnx.is_portable:
@@ -142,15 +213,8 @@ class NativeFrontEnd:
             from qwen_edge.export.onnx_operators import check_head_dim
 
             check_head_dim(self._spec.head_dim)
-        total = self._spec.num_layers + 1
         with WeightStore(folder / SPOOL_NAME) as store:
-            compressor = Compressor(self._checkpoint, self._spec, self._recipe, store)
-            report("compress weights", 0, total)
-            compressor.compress_embeddings()
-            for layer_index in range(self._spec.num_layers):
-                report("compress weights", layer_index + 1, total)
-                compressor.compress_layer(layer_index)
-            report("compress weights", total, total)
+            reports = self._compress(store, report, calibration)
             store.freeze()
             report("write model", 0, 1)
             if formats.devices is not None:
@@ -161,6 +225,27 @@ class NativeFrontEnd:
             if formats.onnx is not None:
                 self._write_onnx(store, folder, formats.onnx)
             report("write model", 1, 1)
+        return reports
+
+    def _compress(
+        self,
+        store: WeightStore,
+        report: Progress,
+        calibration: Calibration | None,
+    ) -> tuple[TensorReport, ...]:
+        if calibration is not None:
+            # Running layers needs OpenVINO, which is not installed wherever ONNX is written.
+            from qwen_edge.export.calibrated.driver import compress_calibrated
+
+            return compress_calibrated(self._checkpoint, self._spec, store, calibration, report)
+        total = self._spec.num_layers + 1
+        compressor = Compressor(self._checkpoint, self._spec, self._recipe, store)
+        report("compress weights", 0, total)
+        compressor.compress_embeddings()
+        for layer_index in range(self._spec.num_layers):
+            report("compress weights", layer_index + 1, total)
+            compressor.compress_layer(layer_index)
+        report("compress weights", total, total)
         return tuple(compressor.reports)
 
     def _write_onnx(self, store: WeightStore, folder: Path, onnx: OnnxFacts) -> None:
@@ -196,6 +281,9 @@ class OptimumFrontEnd:
     def __init__(self, checkpoint: Checkpoint, config: dict[str, Any], recipe: Recipe) -> None:
         self._checkpoint = checkpoint
         self._recipe = recipe
+        self.config = config
+        self.notices: tuple[str, ...] = ()
+        self.reference: tuple[DecoderSpec, Checkpoint] | None = None
         num_parameters = 0
         for entry in checkpoint.entries.values():
             count = 1
@@ -205,13 +293,18 @@ class OptimumFrontEnd:
         self.model = generic_model_facts(config, num_parameters)
 
     def write_model(
-        self, folder: Path, formats: ModelFormats, report: Progress
+        self,
+        folder: Path,
+        formats: ModelFormats,
+        report: Progress,
+        calibration: Calibration | None = None,
     ) -> tuple[TensorReport, ...]:
         """Write the IR; optimum-intel reports on no single matrix.
 
         Raises:
             UnsupportedArchitectureError: An ONNX form is asked for, which needs a native graph.
         """
+        del calibration  # its recipes are refused before
         # The devices' settings are not used: its models carry optimum-intel's own.
         if formats.onnx is not None:
             raise UnsupportedArchitectureError(

@@ -9,7 +9,10 @@ import json
 from collections.abc import Sequence
 
 from qwen_edge.runtime.devices.npu_verdict import describe_verdict
-from qwen_edge.runtime.manifest import FORMAT_ENGINES, FormatName, Manifest
+from qwen_edge.runtime.manifest import FORMAT_ENGINES, AdapterFacts, FormatName, Manifest
+from qwen_edge.runtime.plain_name import FRONTIER_REPORT, QUALITY_REPORT, RECIPE_FILE
+from qwen_edge.runtime.quality_facts import READING_NAMES, describe_quality
+from qwen_edge.runtime.recipe_facts import RecipeFacts
 
 FILE_NAME = "README.md"
 _LIBRARIES = {"openvino": "openvino", "onnx": "onnx"}
@@ -28,8 +31,8 @@ def write_model_card(manifest: Manifest, formats: Sequence[FormatName]) -> str:
             *_front_matter(manifest, formats[0]),
             f"# {manifest.name}",
             "",
-            f"{_cell(manifest.source.id)} as a model package for {engines} with "
-            f"{_describe_weights(manifest)}. Made by qwen-edge.",
+            f"{_cell(manifest.source.id)}{_with_adapters(manifest)} as a model package for "
+            f"{engines} with {_describe_weights(manifest)}. Made by qwen-edge.",
             "",
             "```",
             f'qwen-edge run ./{manifest.name} "Hello!"',
@@ -39,7 +42,10 @@ def write_model_card(manifest: Manifest, formats: Sequence[FormatName]) -> str:
             "",
             *_facts(manifest),
             "",
-            "## What the weights lost",
+            *_search(manifest),
+            "## What compression cost",
+            "",
+            *_quality(manifest),
             "",
             *_loss(manifest),
             "",
@@ -93,9 +99,39 @@ def _describe_weights(manifest: Manifest) -> str:
     if recipe.weights == "fp16":
         return "float16 weights"
     kind = "symmetric" if recipe.symmetric else "asymmetric"
+    what = "NF4" if recipe.weights == "nf4" else f"{kind} {recipe.weights}"
     group = "per output channel" if recipe.group_size == -1 else f"in groups of {recipe.group_size}"
-    awq = " and data-free AWQ" if recipe.awq else ""
-    return f"{kind} {recipe.weights} weights {group}{awq}"
+    mixed = f" ({1 - recipe.ratio:.0%} of the layers' weights in int8)" if recipe.ratio < 1 else ""
+    if recipe.matrices:
+        plural = "" if len(recipe.matrices) == 1 else "s"
+        mixed += f" ({len(recipe.matrices)} exception{plural}, see `manifest.json`)"
+    return f"{what} weights {group}{mixed}{_describe_methods(recipe)}"
+
+
+def _describe_methods(recipe: RecipeFacts) -> str:
+    """Return the methods with " and " before them, or nothing."""
+    is_calibrated = recipe.calibration == "activations"
+    methods = {
+        "AWQ" if is_calibrated else "data-free AWQ": recipe.awq,
+        "scale estimation": recipe.scale_estimation,
+        "GPTQ": recipe.gptq,
+    }
+    used = [name for name, is_used in methods.items() if is_used]
+    if not used:
+        return ""
+    listed = " and ".join(filter(None, (", ".join(used[:-1]), used[-1])))
+    return f" and {'calibrated ' if is_calibrated else ''}{listed}"
+
+
+def _with_adapters(manifest: Manifest) -> str:
+    names = [_cell(entry.name) for entry in manifest.source.adapters]
+    return f" with {' and '.join(names)} merged into it" if names else ""
+
+
+def _describe_adapter(entry: AdapterFacts) -> str:
+    times = "" if entry.weight == 1 else f", times {entry.weight:g}"
+    base = f", made for {_cell(entry.base_model)}" if entry.base_model else ""
+    return f"{_cell(entry.name)}{times}{base}"
 
 
 def _facts(manifest: Manifest) -> list[str]:
@@ -106,6 +142,7 @@ def _facts(manifest: Manifest) -> list[str]:
         "| | |",
         "| --- | --- |",
         f"| source | {_cell(source.id)}{revision} |",
+        *(f"| adapter | {_describe_adapter(entry)} |" for entry in source.adapters),
         f"| licence | {_cell(source.license)} |",
         f"| architecture | {model.architecture}, {model.num_layers} layers, "
         f"{model.num_parameters:,} parameters |",
@@ -118,6 +155,45 @@ def _facts(manifest: Manifest) -> list[str]:
     ]
 
 
+def _search(manifest: Manifest) -> list[str]:
+    """Return how the recipe was found, where it was."""
+    found = manifest.calibration
+    if found is None or found.expected_kl is None:
+        return []
+    return [
+        "The recipe was found by measuring what each format costs each matrix, on calibration "
+        f"text: a KL of {found.expected_kl:.3g} was expected. What else "
+        f"could be had: [{FRONTIER_REPORT}]({FRONTIER_REPORT}). [{RECIPE_FILE}]({RECIPE_FILE}) "
+        "gives the same weights again, with the same checkpoint and calibration text.",
+        "",
+    ]
+
+
+def _quality(manifest: Manifest) -> list[str]:
+    """Return what was measured beside the checkpoint, or that nothing was."""
+    quality = manifest.quality
+    if quality is None:
+        return ["How much answers change was not measured when this package was made."]
+    lines = [
+        f"Beside the checkpoint in float32: {describe_quality(quality)}. By kind of text, position "
+        f"and layer: [{QUALITY_REPORT}]({QUALITY_REPORT}).",
+        "",
+        "| reading | mean KL | KL, 99th percentile | same likeliest token | perplexity |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, reading in quality.readings.items():
+        ratio = "–" if reading.perplexity_ratio is None else f"× {reading.perplexity_ratio:.4g}"
+        lines.append(
+            f"| {READING_NAMES[name]} | {reading.kl.value:.3g} | {reading.kl_p99.value:.3g} | "
+            f"{100 * reading.top1.value:.1f} % | {ratio} |"
+        )
+    if quality.gate is not None:
+        lines += ["", f"It passed the gate `{quality.gate}`."]
+    if quality.is_loss_accepted:
+        lines += ["", "**This is not the model it was**; it was sealed with --accept-loss."]
+    return lines
+
+
 def _loss(manifest: Manifest) -> list[str]:
     weights = manifest.weights
     lines = []
@@ -125,8 +201,7 @@ def _loss(manifest: Manifest) -> list[str]:
         lines.append(
             f"Compressed weights differ from the checkpoint's by "
             f"{100 * weights.relative_rms_error:.2f} % (RMS of the difference over RMS of the "
-            "weights, on evenly spaced rows of every matrix). That is a figure about weights; how "
-            "much an answer changes was not measured here."
+            "weights, on evenly spaced rows of every matrix)."
         )
     lines += ["", "| bits | weights |", "| --- | --- |"]
     lines += [f"| {bits} | {count:,} |" for bits, count in sorted(weights.bits.items())]

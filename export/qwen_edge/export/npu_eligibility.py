@@ -20,7 +20,7 @@ from typing import Any
 
 from qwen_edge.errors import DeviceError, ResourceError, format_bytes
 from qwen_edge.profiles.hardware import probe_hardware
-from qwen_edge.profiles.recipe import PER_CHANNEL
+from qwen_edge.profiles.matrix_format import PER_CHANNEL
 from qwen_edge.runtime.devices.compile_trial import CompileTask, explain, run_task
 from qwen_edge.runtime.devices.npu_verdict import NpuVerdict, describe_verdict
 from qwen_edge.runtime.engine import import_openvino

@@ -1,7 +1,7 @@
 """Stored weights as standard ONNX wants them: [in, out], so that a MatMul takes them as they are.
 
-`DequantizeLinear` has the compressor's own numbers: signed int4 in groups along the inputs,
-int8 with one scale per row. Only their order changes. A matrix is turned in blocks of inputs, so
+`DequantizeLinear` has the compressor's own numbers: 4 bits in groups along the inputs, 8 bits
+with one scale per row. Only their order changes. A matrix is turned in blocks of inputs, so
 that the memory is that of a block. `onnx_weights.py` has ONNX Runtime's own layouts.
 """
 
@@ -26,9 +26,9 @@ class TransposedMatrix:
 
     Args:
         block_size: Inputs that share a scale; -1 for all of an output.
-        values: int4, int8, uint8 or float16 [in, out].
+        values: int4, uint4, int8, uint8 or float16 [in, out].
         scales: float32 [groups, out], or [out] where an output has one; None for float16.
-        zero_points: uint8 [out] for asymmetric 8 bits, otherwise None.
+        zero_points: For asymmetric weights, in the type of `values` and the shape of `scales`.
     """
 
     block_size: int
@@ -133,7 +133,8 @@ class TransposedWeights:
             np.uint8,
             lambda start, stop: transpose_int4(packed[:, start:stop]),
         )
-        return self._weights.alias(pairs.name, pairs, (width, rows), ir.DataType.INT4)
+        kind = ir.DataType.INT4 if stored.zero_point is None else ir.DataType.UINT4
+        return self._weights.alias(pairs.name, pairs, (width, rows), kind)
 
     def _numbers(
         self, stored: StoredTensor, arrays: dict[str, npt.NDArray[Any]]
@@ -152,10 +153,17 @@ class TransposedWeights:
         )
         if "zero_point" not in arrays:
             return scales, None
-        zero = arrays["zero_point"].reshape(rows)
+        zero = np.repeat(arrays["zero_point"].reshape(rows, -1).T, num_repeats, axis=0).reshape(-1)
+        if stored.format == "int4":
+            zero = np.pad(zero, (0, zero.size % 2))
+            zero = zero[0::2] | zero[1::2] << 4
         zero_points = self._weights.append(
-            f"{name}_zero_points", (rows,), np.uint8, lambda start, stop: zero[start:stop]
+            f"{name}_zero_points", zero.shape, np.uint8, lambda start, stop: zero[start:stop]
         )
+        if stored.format == "int4":
+            zero_points = self._weights.alias(
+                zero_points.name, zero_points, scale.shape, ir.DataType.UINT4
+            )
         return scales, zero_points
 
 

@@ -1,9 +1,9 @@
 """Repacking stored weights for ONNX Runtime: the same integers and scales, in its layouts.
 
-The compressor's numbers are not touched. What changes is where they lie: int4 become unsigned
-by flipping one bit, a scale per row is repeated for every block of the row, and float16 scales
-become float32. Everything is appended to one data file in blocks of rows; the graph refers to
-it by offset, so a model of any size is written in the memory of a block.
+The compressor's numbers are not touched. What changes is where they lie: signed int4 become
+unsigned by flipping one bit, a scale per row is repeated for every block of the row, and
+float16 scales become float32. Everything is appended to one data file in blocks of rows; the
+graph refers to it by offset, so a model of any size is written in the memory of a block.
 """
 
 import io
@@ -47,7 +47,8 @@ class BlockWeights:
         block_size: Weights that share a scale.
         values: uint8 [out, blocks, block_size * bits / 8]; lower half first for 4 bits.
         scales: float32 [out, blocks].
-        zero_points: uint8 [out, blocks] for asymmetric 8 bits; None means the middle, 8 or 128.
+        zero_points: For asymmetric weights: uint8 [out, blocks], of 4 bits two in a byte, lower
+            half first. None means the middle, 8 or 128.
     """
 
     bits: int
@@ -207,11 +208,9 @@ class OnnxWeights:
         if zero is not None:
             zero_points = self.append(
                 f"{name}_zero_points",
-                (rows, num_blocks),
+                (rows, num_blocks if bits == 8 else -(-num_blocks // 2)),
                 np.uint8,
-                lambda start, stop: np.broadcast_to(
-                    zero[start:stop].reshape(-1, 1), (stop - start, num_blocks)
-                ),
+                lambda start, stop: _zero_points(zero[start:stop], num_repeats, bits),
             )
         return BlockWeights(
             bits=bits,
@@ -236,6 +235,16 @@ class OnnxWeights:
         )
 
 
+def _zero_points(zero: npt.NDArray[np.uint8], num_repeats: int, bits: int) -> npt.NDArray[np.uint8]:
+    """Return one zero point per block; of 4 bits two in a byte, each row begins a new one."""
+    by_block = np.repeat(zero.reshape(zero.shape[0], -1), num_repeats, axis=1)
+    if bits == 8:
+        return by_block
+    by_block = np.pad(by_block, ((0, 0), (0, by_block.shape[1] % 2)))
+    high: npt.NDArray[np.uint8] = np.left_shift(by_block[:, 1::2], 4, dtype=np.uint8)
+    return by_block[:, 0::2] | high
+
+
 def _row_block(width: int) -> int:
     """Return into what blocks a row with one scale is cut."""
     return next((block for block in _ROW_BLOCKS if width % block == 0), _ROW_BLOCKS[-1])
@@ -248,9 +257,11 @@ def _block_values(
     start, stop = rows
     total_rows, width = stored.shape
     flat = values.reshape(total_rows, -1)[start:stop].view(np.uint8)  # [rows, bytes]
-    if stored.format == "int4":
+    if stored.zero_point is not None:
+        pass  # unsigned already
+    elif stored.format == "int4":
         flat = flat ^ np.uint8(0x88)  # -8 … 7 become 0 … 15: plus 8 is a flip of the high bit
-    elif stored.zero_point is None:
+    else:
         flat = flat ^ np.uint8(0x80)
     missing = padded_width - width
     if missing:

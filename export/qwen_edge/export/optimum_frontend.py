@@ -16,9 +16,11 @@ from typing import Any
 from qwen_edge.errors import (
     CheckpointError,
     MissingExtraError,
+    RecipeNotSupportedError,
     ResourceError,
     UnsupportedArchitectureError,
 )
+from qwen_edge.profiles.matrix_format import FOUR_BITS
 from qwen_edge.profiles.recipe import Recipe
 from qwen_edge.runtime.engine import import_openvino
 from qwen_edge.runtime.manifest import MODEL_BIN, MODEL_XML, ModelFacts
@@ -98,16 +100,50 @@ def export_with_optimum(source: Path, folder: Path, recipe: Recipe) -> None:
 
 
 def optimum_options(recipe: Recipe) -> list[str]:
-    """Return the command-line options that say the same as a recipe."""
+    """Return the command-line options that say the same as a recipe.
+
+    Calibrated methods see what the model itself writes (`--dataset auto`): the other data sets
+    that optimum-intel knows would have to be fetched.
+
+    Raises:
+        RecipeNotSupportedError: The recipe says what optimum-intel has no option for.
+    """
+    _check_expressible(recipe)
     options = ["--weight-format", recipe.weights]
-    if recipe.symmetric and recipe.weights != "fp16":
+    if recipe.symmetric and recipe.weights not in ("fp16", "nf4"):
         options.append("--sym")
-    if recipe.weights == "int4":
-        options += ["--group-size", str(recipe.group_size), "--ratio", "1.0"]
-        options += ["--group-size-fallback", "adjust", "--backup-precision", "int8_asym"]
-        if recipe.awq:
-            options.append("--awq")
+    if recipe.weights in FOUR_BITS:
+        options += ["--group-size", str(recipe.group_size), "--ratio", str(recipe.ratio)]
+        backup = "int8_asym" if recipe.embedding == "int8" else "none"
+        options += ["--group-size-fallback", "adjust", "--backup-precision", backup]
+        if recipe.is_calibrated:
+            options += ["--dataset", "auto"]
+        methods = {
+            "--awq": recipe.awq,
+            "--scale-estimation": recipe.scale_estimation,
+            "--gptq": recipe.gptq,
+        }
+        options += [option for option, is_wanted in methods.items() if is_wanted]
     return options
+
+
+def _check_expressible(recipe: Recipe) -> None:
+    problems = []
+    if recipe.matrices:
+        problems.append(f"exceptions for single matrices ({', '.join(sorted(recipe.matrices))})")
+    if recipe.embedding != recipe.head:
+        problems.append("an embedding and a head of different formats")
+    elif recipe.weights == "int8" and recipe.embedding != "int8":
+        problems.append("an embedding in fp16 beside int8 weights")
+    elif recipe.ratio < 1 and recipe.embedding != "int8":
+        problems.append("int8 for a share of the layers with an embedding in fp16")
+    if problems:
+        raise RecipeNotSupportedError(
+            f"Recipe {recipe.name!r} has {' and '.join(problems)}; this architecture is exported "
+            "by optimum-intel, which has no option for that.",
+            "use --recipe int4-awq, or a checkpoint of a native architecture (Qwen3, Qwen2, Llama)",
+            recipe=recipe.name,
+        )
 
 
 def generic_model_facts(config: Mapping[str, Any], num_parameters: int) -> ModelFacts:

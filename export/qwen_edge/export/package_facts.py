@@ -22,6 +22,7 @@ from qwen_edge.runtime.chat import ChatTemplate
 from qwen_edge.runtime.manifest import (
     FORMAT_FILES,
     ONNX_OPSET,
+    AdapterFacts,
     ChatFacts,
     DeviceSettings,
     FileFacts,
@@ -30,10 +31,10 @@ from qwen_edge.runtime.manifest import (
     ModelFacts,
     OnnxFacts,
     PropertyValue,
-    RecipeFacts,
     SourceFacts,
     WeightsFacts,
 )
+from qwen_edge.runtime.recipe_facts import MatrixFacts, RecipeFacts
 from qwen_edge.runtime.schema import parse_json
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
 
@@ -43,7 +44,7 @@ _MAX_JSON_BYTES = 4_000_000  # the largest published one has 50 kB
 _OPEN_THINK, _CLOSE_THINK = "<think>", "</think>"
 _LEAST_TOP_P = 1e-6  # none at all would keep no token
 _MAX_TOP_K = 2**31 - 1  # as `SamplingParams`; beyond the vocabulary it keeps every token
-_BITS = {"fp16": "16", "int8": "8", "int4": "4"}
+_BITS = {"fp16": "16", "int8": "8", "int4": "4", "nf4": "4"}
 _TOOLS = {"openvino": ("openvino", "openvino-tokenizers"), "onnx": ("onnx-ir", "onnxruntime")}
 
 
@@ -90,12 +91,17 @@ def model_facts(spec: DecoderSpec, max_context_tokens: int) -> ModelFacts:
     )
 
 
-def source_facts(source: FetchedSource, sealed: Mapping[str, FileFacts]) -> SourceFacts:
+def source_facts(
+    source: FetchedSource,
+    sealed: Mapping[str, FileFacts],
+    adapters: tuple[AdapterFacts, ...] = (),
+) -> SourceFacts:
     """Return where the checkpoint came from.
 
     Args:
         source: As fetched.
         sealed: Size and hash of the source's files, by name.
+        adapters: What was merged into it.
     """
     return SourceFacts(
         kind=source.kind,
@@ -105,6 +111,7 @@ def source_facts(source: FetchedSource, sealed: Mapping[str, FileFacts]) -> Sour
         license_link=source.license_link and _writable(source.license_link),
         base_model=source.base_model and _writable(source.base_model),
         files=dict(sorted(sealed.items())),
+        adapters=adapters,
     )
 
 
@@ -123,6 +130,15 @@ def recipe_facts(recipe: Recipe) -> RecipeFacts:
         awq=recipe.awq,
         embedding=recipe.embedding,
         head=recipe.head,
+        calibration=recipe.calibration,
+        scale_estimation=recipe.scale_estimation,
+        gptq=recipe.gptq,
+        ratio=recipe.ratio,
+        matrices={
+            key: MatrixFacts(found.weights, found.symmetric, found.group_size)
+            for key, found in sorted(recipe.matrices.items())
+        }
+        or None,
     )
 
 

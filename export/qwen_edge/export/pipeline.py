@@ -11,12 +11,13 @@ import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qwen_edge.errors import CheckpointError
 from qwen_edge.export import package_facts as facts
+from qwen_edge.export.adapters.facts import adapter_facts
+from qwen_edge.export.adapters.opening import Adapter
+from qwen_edge.export.calibrated.calibration import discard_work
 from qwen_edge.export.compress import TensorReport
-from qwen_edge.export.decoder import DecoderSpec
 from qwen_edge.export.front_end import (
     FrontEnd,
     ModelFormats,
@@ -30,23 +31,22 @@ from qwen_edge.export.gpu_check import check_gpu
 from qwen_edge.export.model_card import FILE_NAME as CARD_NAME
 from qwen_edge.export.model_card import write_model_card
 from qwen_edge.export.npu_eligibility import check_npu
-from qwen_edge.export.plan import ExportPlan, check_plan, plan_export
-from qwen_edge.export.request import ExportRequest, ResolvedRequest, resolve_request
-from qwen_edge.export.seal import Staging, check_target, publish, raise_for_full_disk, stage
-from qwen_edge.export.source import FetchedSource, ResolvedSource, fetch_source, resolve_source
-from qwen_edge.export.tokenizer_files import write_tokenizer_files
+from qwen_edge.export.plan import check_plan
+from qwen_edge.export.prepare import PreparedExport, prepare_export
+from qwen_edge.export.quality.sealing import SealedQuality, measure_staged
+from qwen_edge.export.quality.texts import read_own
+from qwen_edge.export.recipe_choice import fit_recipe
+from qwen_edge.export.request import ExportRequest, ResolvedRequest
+from qwen_edge.export.seal import Staging, check_target, publish, stage
+from qwen_edge.export.source import FetchedSource, fetch_source
+from qwen_edge.export.text_files import PackageText, write_text_files
 from qwen_edge.export.warm_prompt import (
     check_has_cpu,
     find_common_ids,
-    read_warm_prompt,
     write_warm_prompt,
 )
-from qwen_edge.runtime.chat import ChatTemplate
 from qwen_edge.runtime.devices.npu_verdict import NpuVerdict
 from qwen_edge.runtime.manifest import (
-    CHAT_TEMPLATE,
-    TOKENIZER_JSON,
-    ChatFacts,
     DeviceSettings,
     FileFacts,
     GenerationFacts,
@@ -56,29 +56,20 @@ from qwen_edge.runtime.manifest import (
     ProfileFacts,
 )
 from qwen_edge.runtime.package import hash_file, write_manifest
-from qwen_edge.runtime.text_tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    from qwen_edge.export.calibrated.settling import Settled, Tell
+    from qwen_edge.export.recipe_search.table import FrontierTable
 
 _LICENSE_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt")
 
 
-@dataclass(frozen=True)
-class PreparedExport:
-    """An export that is decided and costed, with nothing written.
+def _silent(step: str, done: int, total: int) -> None:
+    del step, done, total
 
-    Args:
-        resolved: The request, complete.
-        source: What it reads, listed.
-        spec: The decoder, when config.json is on this machine already and its architecture
-            has a native graph.
-        plan: Time, memory, disk.
-        warm_prompt: Text of the system prompt to be shipped; None for none.
-    """
 
-    resolved: ResolvedRequest
-    source: ResolvedSource
-    spec: DecoderSpec | None
-    plan: ExportPlan
-    warm_prompt: str | None = None
+def _unheard(news: object) -> None:
+    del news
 
 
 @dataclass(frozen=True)
@@ -89,39 +80,15 @@ class ExportResult:
         folder: Where it lies.
         manifest: What it says of itself.
         reports: What became of every matrix.
+        notes: What a person should be told: sentences.
+        frontier: What a search for its recipe found; None without one.
     """
 
     folder: Path
     manifest: Manifest
     reports: tuple[TensorReport, ...]
-
-
-def prepare_export(request: ExportRequest) -> PreparedExport:
-    """Decide everything that can be decided before a byte is fetched or written.
-
-    Args:
-        request: What a person gave.
-
-    Raises:
-        EdgeError: Any refusal that needs no download: profile, recipe, source, output.
-    """
-    resolved = resolve_request(request)
-    warm_prompt = None if request.warm_prompt is None else read_warm_prompt(request.warm_prompt)
-    source = resolve_source(
-        request.model,
-        revision=request.revision,
-        offline=request.offline,
-        cache_dir=request.cache_dir,
-    )
-    config = source.folder / "config.json"
-    spec, is_native = None, True
-    if config.is_file():
-        spec = read_native_spec(facts.read_json_object(config))
-        is_native = spec is not None
-    if spec is not None:
-        check_gpu(resolved, spec, context_limit=spec.max_position_embeddings)
-    plan = plan_export(resolved, source, spec, is_native=is_native)
-    return PreparedExport(resolved, source, spec, plan, warm_prompt)
+    notes: tuple[str, ...] = ()
+    frontier: "FrontierTable | None" = None
 
 
 def export(request: ExportRequest, progress: Progress | None = None) -> ExportResult:
@@ -143,8 +110,16 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
     return run_export(prepare_export(request), progress)
 
 
-def run_export(prepared: PreparedExport, progress: Progress | None = None) -> ExportResult:
-    """Carry out a prepared export. See `export`."""
+def run_export(
+    prepared: PreparedExport, progress: Progress | None = None, tell: "Tell | None" = None
+) -> ExportResult:
+    """Carry out a prepared export. See `export`.
+
+    Args:
+        prepared: What is to be done.
+        progress: Told about every step; None for silence.
+        tell: Told at once what a person should know while it goes on; None for silence.
+    """
     report = progress or _silent
     resolved = prepared.resolved
     output = Path(os.path.abspath(resolved.output))  # noqa: PTH100 – a link must stay one
@@ -155,7 +130,8 @@ def run_export(prepared: PreparedExport, progress: Progress | None = None) -> Ex
         prepared.source, progress=lambda done, total, label: report(f"fetch {label}", done, total)
     )
     config = facts.read_json_object(source.folder / "config.json")
-    front_end = open_front_end(source.folder, config, resolved.recipe)
+    resolved = fit_recipe(resolved, read_native_spec(config))
+    front_end = open_front_end(source.folder, config, resolved.recipe, prepared.adapters)
     try:
         if prepared.spec is None:  # the first look at what was fetched
             model = front_end.model
@@ -166,27 +142,22 @@ def run_export(prepared: PreparedExport, progress: Progress | None = None) -> Ex
                 resolved,
                 source,
                 front_end,
-                config,
+                front_end.config,
                 generation,
                 staging,
                 report,
                 prepared.warm_prompt,
+                prepared.adapters,
+                tell=tell or _unheard,
             )
             result = work.run()
             publish(staging)
+            discard_work(output)
     finally:
         front_end.close()
-    return replace(result, folder=output)
-
-
-@dataclass(frozen=True)
-class _Text:
-    """What the package has to do with text, once its tokenizer is written."""
-
-    tokenizer: TextTokenizer
-    template: str
-    chat: ChatFacts
-    warm_ids: tuple[int, ...] = ()
+    # Before a download nobody could know them.
+    notices = front_end.notices if prepared.spec is None else ()
+    return replace(result, folder=output, notes=(*notices, *result.notes))
 
 
 @dataclass(frozen=True)
@@ -201,21 +172,61 @@ class _Work:
     staging: Staging
     report: Progress
     warm_prompt: str | None = None
+    adapters: tuple[Adapter, ...] = ()
+    settled: "Settled | None" = None
+    tell: "Tell" = _unheard
 
     def run(self) -> ExportResult:
         """Write every file of the package but force none to the disk yet."""
-        folder = self.staging.folder
         # Conversion and compression share no data, and compression leaves Python's lock free.
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as pool:
             text_done = pool.submit(self._write_text)
-            reports = self._write_model(text_done)
-            self.report("convert tokenizer", 0, 1)
-            text = text_done.result()
-            self.report("convert tokenizer", 1, 1)
+            if self.resolved.recipe.is_calibrated:
+                # Running layers needs OpenVINO, which is not installed wherever ONNX is written.
+                from qwen_edge.export.calibrated.kept_work import telling_what_is_kept
+
+                work = self._settle(text_done)
+                with telling_what_is_kept(self.staging.target, self.tell):
+                    return work._go_on(text_done)
+            return self._go_on(text_done)
+
+    def _go_on(self, text_done: "Future[PackageText]") -> ExportResult:
+        reports = self._write_model(text_done)
+        self.report("convert tokenizer", 0, 1)
+        text = text_done.result()
+        self.report("convert tokenizer", 1, 1)
+        return self._finish(reports, text)
+
+    def _settle(self, text_done: "Future[PackageText]") -> "_Work":
+        """Return the work with its calibration text read, and with all formats chosen."""
+        reference = self.front_end.reference
+        if reference is None:  # optimum-intel calibrates with texts of its own
+            return self
+        from qwen_edge.export.calibrated.settling import settle_calibration
+
+        settled = settle_calibration(
+            self.resolved,
+            self.source,
+            reference,
+            self.adapters,
+            text_done.result(),
+            self.report,
+            self.tell,
+        )
+        resolved = replace(self.resolved, recipe=settled.calibration.recipe)
+        return replace(self, resolved=resolved, settled=settled)
+
+    def _finish(self, reports: tuple[TensorReport, ...], text: PackageText) -> ExportResult:
+        """Write what follows from the model, measure it, and say what it is."""
+        folder = self.staging.folder
         self._copy_small_files()
         if (onnx := self._onnx) is not None:
             self._write_genai_config(onnx, text)
         manifest = self._describe(reports, text)
+        quality = self._measure(manifest, text)
+        manifest = replace(manifest, quality=quality.facts)
+        if self.settled is not None:
+            self.settled.write_files(folder, manifest.name)
         # Bytes: text files get other line ends on Windows, and then another hash.
         card = write_model_card(manifest, self.resolved.formats)
         (folder / CARD_NAME).write_bytes(card.encode("utf-8"))
@@ -232,55 +243,39 @@ class _Work:
             warm = write_warm_prompt(folder, manifest, self.warm_prompt, text.warm_ids, self.report)
             manifest = replace(manifest, files=dict(sorted((files | warm).items())))
             write_manifest(folder, manifest)
-        return ExportResult(folder, manifest, reports)
+        settled = self.settled
+        notes = (*quality.notes, *(settled.find_notes(quality.facts) if settled else ()))
+        table = settled.table if settled else None
+        return ExportResult(folder, manifest, reports, notes, table)
 
-    def _write_model(self, text_done: "Future[_Text]") -> tuple[TensorReport, ...]:
+    def _write_model(self, text_done: "Future[PackageText]") -> tuple[TensorReport, ...]:
         def report(step: str, done: int, total: int) -> None:
             if text_done.done():
                 text_done.result()  # its refusal need not wait for the last layer
             self.report(step, done, total)
 
         formats = ModelFormats(self._devices or None, self._onnx)
-        return self.front_end.write_model(self.staging.folder, formats, report)
+        calibration = None if self.settled is None else self.settled.calibration
+        return self.front_end.write_model(self.staging.folder, formats, report, calibration)
 
-    def _write_text(self) -> "_Text":
-        folder = self.staging.folder
-        try:
-            done = write_tokenizer_files(
-                self.source.folder,
-                folder,
-                vocab_size=self.front_end.model.vocab_size,
-                for_openvino="openvino" in self.resolved.formats,
-            )
-        except RuntimeError as exc:
-            raise_for_full_disk(folder, exc)
-            raise
-        if done.chat_template_from is None:
-            raise CheckpointError(
-                "The checkpoint has no chat template. Without one nobody knows what the model "
-                "takes for a question.",
-                "copy chat_template.jinja, or a tokenizer_config.json that holds one, from the "
-                "instruct model of the same family into the folder",
-            )
-        tokenizer = TextTokenizer.load(folder / TOKENIZER_JSON)
-        template = (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
-        chat = facts.chat_facts(template, tokenizer)
-        return _Text(tokenizer, template, chat, self._find_warm_ids(tokenizer, template, chat))
-
-    def _find_warm_ids(
-        self, tokenizer: TextTokenizer, template: str, chat: ChatFacts
-    ) -> tuple[int, ...]:
-        """Return the tokens of the warm prompt; refuse one that cannot be shipped."""
+    def _write_text(self) -> PackageText:
+        text = write_text_files(
+            self.source.folder,
+            self.staging.folder,
+            vocab_size=self.front_end.model.vocab_size,
+            for_openvino="openvino" in self.resolved.formats,
+        )
+        if (own := self.resolved.request.quality_text) is not None:
+            read_own(own, text.tokenizer)  # one that is too short is refused before the work
         if self.warm_prompt is None:
-            return ()
+            return text
         devices, onnx = self._devices, self._onnx
         check_has_cpu(self.resolved.formats, devices, onnx)
         bounds = [entry.max_context_tokens for entry in (*devices, onnx) if entry is not None]
-        return find_common_ids(
-            ChatTemplate(template, tokenizer, thinking=chat.thinking),
-            self.warm_prompt,
-            max_context_tokens=min(bounds),
+        warm_ids = find_common_ids(
+            text.chat_template, self.warm_prompt, max_context_tokens=min(bounds)
         )
+        return replace(text, warm_ids=warm_ids)
 
     def _copy_small_files(self) -> None:
         for name in ("generation_config.json", *_LICENSE_NAMES):
@@ -290,7 +285,7 @@ class _Work:
         text = json.dumps(self.config, indent=2, sort_keys=True) + "\n"
         (self.staging.folder / "config.json").write_bytes(text.encode("ascii"))
 
-    def _write_genai_config(self, onnx: OnnxFacts, text: "_Text") -> None:
+    def _write_genai_config(self, onnx: OnnxFacts, text: PackageText) -> None:
         given = self.source.folder / "generation_config.json"
         configs = [facts.read_json_object(given)] if given.is_file() else []
         content = build_genai_config(
@@ -321,7 +316,7 @@ class _Work:
         is_portable = self.resolved.request.portable
         return facts.onnx_facts(self.resolved.profile, self._context_limit, is_portable=is_portable)
 
-    def _describe(self, reports: tuple[TensorReport, ...], text: "_Text") -> Manifest:
+    def _describe(self, reports: tuple[TensorReport, ...], text: PackageText) -> Manifest:
         folder, resolved = self.staging.folder, self.resolved
         devices, onnx = self._devices, self._onnx
         golden = self._try(text)
@@ -330,7 +325,9 @@ class _Work:
         return Manifest(
             name=resolved.name,
             model=replace(self.front_end.model, max_context_tokens=max(bounds)),
-            source=facts.source_facts(self.source, self._source_files()),
+            source=facts.source_facts(
+                self.source, self._source_files(), adapter_facts(self.adapters, self.report)
+            ),
             profile=ProfileFacts(resolved.profile.name, resolved.recipe.name),
             recipe=facts.recipe_facts(resolved.recipe),
             weights=self.front_end.describe_weights(folder, reports),
@@ -342,6 +339,19 @@ class _Work:
             files={},
             onnx=onnx,
             npu=npu,
+            calibration=None if self.settled is None else self.settled.facts,
+        )
+
+    def _measure(self, manifest: Manifest, text: PackageText) -> SealedQuality:
+        """Compare the package with its checkpoint; refuse one that lost too much."""
+        return measure_staged(
+            self.staging,
+            manifest,
+            text,
+            self.front_end.reference,
+            self.resolved.request,
+            self.report,
+            self.settled.find_broken_budget if self.settled else None,
         )
 
     def _check_npu(self, devices: tuple[DeviceSettings, ...]) -> NpuVerdict | None:
@@ -358,7 +368,7 @@ class _Work:
         self.report("check for NPU", 1, 1)
         return verdict
 
-    def _try(self, text: "_Text") -> GoldenTokens:
+    def _try(self, text: PackageText) -> GoldenTokens:
         """Run the package in every format it has; all must give the same tokens."""
         formats = self.resolved.formats
         self.report("try the package", 0, len(formats))
@@ -381,7 +391,3 @@ class _Work:
             )
         self.report("hash source", len(self.source.files), len(self.source.files))
         return files
-
-
-def _silent(step: str, done: int, total: int) -> None:
-    del step, done, total

@@ -6,15 +6,25 @@ steps take is in `resource_plan.py`. It knows sizes, not tensors.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from qwen_edge.errors import ResourceError, format_bytes
+from qwen_edge.export.calibrated.calibration import count_kept_bytes
+from qwen_edge.export.calibration_plan import count_work, kept_bytes
 from qwen_edge.export.decoder import DecoderSpec
 from qwen_edge.export.package_facts import device_settings, onnx_facts
+from qwen_edge.export.packed_size import (
+    EMBEDDING_SHARE,
+    embedding_bytes,
+    guess_bytes,
+    onnx_extra_bytes,
+    packed_bytes,
+)
+from qwen_edge.export.quality.texts import count_tokens
 from qwen_edge.export.request import ResolvedRequest
 from qwen_edge.export.resource_plan import (
+    CALIBRATION_PHASES,
     ExportSpeeds,
     ExportWork,
     Phase,
@@ -23,8 +33,8 @@ from qwen_edge.export.resource_plan import (
 from qwen_edge.export.seal import check_disk
 from qwen_edge.export.source import ResolvedSource
 from qwen_edge.profiles.hardware import probe_hardware
-from qwen_edge.profiles.recipe import Recipe
-from qwen_edge.runtime.manifest import DeviceSettings, FormatName, OnnxFacts
+from qwen_edge.runtime.manifest import DeviceSettings, FormatName
+from qwen_edge.runtime.recipe_facts import is_for_own_kernels, planned_weights
 from qwen_edge.runtime.resources.memory import ModelSize, estimate_size
 from qwen_edge.runtime.resources.plan import DevicePlan, make_device_plan, onnx_cpu_settings
 
@@ -39,8 +49,7 @@ _GRAPH_BYTES = {"openvino": (14_000, 94_000), "onnx": (6_000, 12_000)}
 _OPTIMUM_DISK = 2.5  # of the checkpoint, measured: optimum-cli 2.2.0 wrote 20 GB for 8.05
 _GUESSED_LAYERS = 36
 _GUESSED_WIDTH = 2_560
-_ROW_BLOCK = 128  # into which a row with one scale is cut for ONNX (onnx_weights.py)
-_EMBEDDING_SHARE = 0.25  # of the parameters, where config.json is not here yet: a safe guess
+_GUESSED_VOCABULARY = 151_936
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,8 @@ class ExportPlan:
     Args:
         download_bytes: To be fetched.
         package_bytes: Size of the finished package.
-        disk_bytes: Most disk needed at the output at one time: package and spool file.
+        disk_bytes: Most disk needed at the output at one time: package, spool file, and what
+            calibration keeps.
         work: What is to be done, in numbers.
         phases: The steps, with the nominal speeds or with measured ones.
         is_exact: config.json was at hand; otherwise the embedding's share is a guess.
@@ -134,12 +144,7 @@ def plan_export(
     """
     sizes = {file.name: file.size_bytes for file in source.files}
     source_bytes = sum(n for name, n in sizes.items() if name.endswith(".safetensors"))
-    if spec is None:
-        num_weights = source_bytes // 2  # published checkpoints are bfloat16
-        spool_bytes = _guess_weights_bytes(resolved.recipe, num_weights)
-    else:
-        num_weights = spec.num_parameters
-        spool_bytes = packed_bytes(resolved.recipe, spec)
+    num_weights, spool_bytes = _count_weights(resolved, spec, source_bytes)
     tokenizer_bytes = _tokenizer_bytes(sizes)
     weights_bytes = {
         name: _weights_bytes(resolved, name, spec, spool_bytes) for name in resolved.formats
@@ -148,7 +153,7 @@ def plan_export(
     package_bytes = sum(weights_bytes.values()) + _files_bytes(
         resolved.formats, tokenizer_bytes, num_layers
     )
-    embedding_bytes, head_bytes = _embedding_bytes(resolved.recipe, spec)
+    embedded, head = (0, 0) if spec is None else embedding_bytes(resolved.recipe, spec)
     work = ExportWork(
         source_bytes=source_bytes,
         hashed_bytes=sum(file.size_bytes for file in source.files if file.sha256 is None),
@@ -156,22 +161,25 @@ def plan_export(
         layer_weights=_count_layer_weights(spec, num_weights),
         num_layers=num_layers,
         hidden_size=_GUESSED_WIDTH if spec is None else spec.hidden_size,
-        layer_bytes=max(spool_bytes - embedding_bytes - head_bytes, 0),
+        layer_bytes=max(spool_bytes - embedded - head, 0),
         openvino_bytes=weights_bytes.get("openvino", 0),
-        unused_bytes=embedding_bytes if head_bytes else 0,
+        unused_bytes=embedded if head else 0,
         onnx_bytes=weights_bytes.get("onnx", 0),
         package_bytes=package_bytes,
         tokenizer_bytes=tokenizer_bytes,
-        weights=resolved.recipe.weights,
+        weights=planned_weights(resolved.recipe.weights),
         is_portable=resolved.request.portable,
         is_native=is_native,
         checks_npu=_checks_npu(resolved),
+        has_adapters=bool(resolved.request.adapters),
+        quality_tokens=count_tokens(resolved.request),
+        vocab_size=_GUESSED_VOCABULARY if spec is None else spec.vocab_size,
+        calibration=count_work(resolved.recipe, resolved.request, spec) if is_native else None,
     )
-    spare_bytes = spool_bytes if is_native else int(_OPTIMUM_DISK * source_bytes)
     return ExportPlan(
         download_bytes=source.download_bytes,
         package_bytes=package_bytes,
-        disk_bytes=package_bytes + spare_bytes,
+        disk_bytes=package_bytes + _spare_bytes(work, spool_bytes),
         work=work,
         phases=plan_phases(work),
         is_exact=spec is not None,
@@ -179,9 +187,28 @@ def plan_export(
     )
 
 
+def _spare_bytes(work: ExportWork, spool_bytes: int) -> int:
+    """Return the disk that is needed beside the package while it is made."""
+    if not work.is_native:
+        return int(_OPTIMUM_DISK * work.source_bytes)
+    if work.calibration is None:
+        return spool_bytes
+    return spool_bytes + kept_bytes(work.calibration, work.hidden_size, work.layer_bytes)
+
+
+def _count_weights(
+    resolved: ResolvedRequest, spec: DecoderSpec | None, source_bytes: int
+) -> tuple[int, int]:
+    """Return the number of weights, and their bytes once they are compressed."""
+    if spec is None:
+        num_weights = source_bytes // 2  # published checkpoints are bfloat16
+        return num_weights, guess_bytes(resolved.recipe, num_weights)
+    return spec.num_parameters, packed_bytes(resolved.recipe, spec)
+
+
 def _count_layer_weights(spec: DecoderSpec | None, num_weights: int) -> int:
     if spec is None:
-        return int((1 - _EMBEDDING_SHARE) * num_weights)
+        return int((1 - EMBEDDING_SHARE) * num_weights)
     return num_weights - spec.vocab_size * spec.hidden_size * (1 if spec.is_tied else 2)
 
 
@@ -198,7 +225,7 @@ def _plan_devices(
 ) -> tuple[DevicePlan, ...]:
     """Return what running the package takes on each of its devices, by this machine's memory."""
     available = probe_hardware().available_memory_bytes
-    asked = resolved.request.max_context_tokens
+    recipe, asked = resolved.recipe, resolved.request.max_context_tokens
     limit = spec.max_position_embeddings
     limit = limit if asked is None else min(limit, asked)
     plans = []
@@ -206,7 +233,7 @@ def _plan_devices(
         size = ModelSize(
             format=fmt,
             weights_bytes=num_bytes,
-            weights=resolved.recipe.weights,
+            weights=planned_weights(recipe.weights),
             num_layers=spec.num_layers,
             hidden_size=spec.hidden_size,
             num_heads=spec.num_heads,
@@ -215,6 +242,7 @@ def _plan_devices(
             vocab_size=spec.vocab_size,
             tokenizer_bytes=work.tokenizer_bytes,
             is_portable=work.is_portable and fmt == "onnx",
+            is_for_own_kernels=is_for_own_kernels(recipe.weights, is_symmetric=recipe.symmetric),
         )
         for settings in _settings_of(resolved, fmt, limit, spec.num_layers):
             memory = estimate_size(size, settings)
@@ -229,15 +257,6 @@ def _settings_of(
         return device_settings(resolved.profile, limit, num_layers)
     facts = onnx_facts(resolved.profile, limit, is_portable=resolved.request.portable)
     return (onnx_cpu_settings(facts),)
-
-
-def _embedding_bytes(recipe: Recipe, spec: DecoderSpec | None) -> tuple[int, int]:
-    """Return the bytes of the embedding, and those of a head that is a matrix of its own."""
-    if spec is None:
-        return 0, 0
-    embedding = _matrix_bytes(recipe.embedding, spec.vocab_size, spec.hidden_size)
-    head = _matrix_bytes(recipe.head, spec.vocab_size, spec.hidden_size)
-    return embedding, 0 if spec.is_tied else head
 
 
 def _files_bytes(formats: Sequence[str], tokenizer_bytes: int, num_layers: int) -> int:
@@ -259,68 +278,7 @@ def _weights_bytes(
     facts = onnx_facts(
         resolved.profile, spec.max_position_embeddings, is_portable=resolved.request.portable
     )
-    return spool_bytes + _onnx_extra_bytes(resolved.recipe, spec, facts)
-
-
-def _onnx_extra_bytes(recipe: Recipe, spec: DecoderSpec, facts: OnnxFacts) -> int:
-    """Return by how much the ONNX form's weights are larger: what ONNX Runtime wants repeated.
-
-    Scales are float32 there, and a scale per row stands once for every block; the rotary tables
-    are part of the file.
-    """
-    extra = 0 if facts.is_portable else 4 * facts.max_context_tokens * spec.head_dim
-    matrices = [
-        (recipe.weights, *shape)
-        for index in range(spec.num_layers)
-        for shape in spec.linear_shapes(index).values()
-    ]
-    matrices.append((recipe.embedding, spec.vocab_size, spec.hidden_size))
-    if not spec.is_tied:
-        matrices.append((recipe.head, spec.vocab_size, spec.hidden_size))
-    for fmt, rows, width in matrices:
-        if fmt == "int8":
-            extra += 5 * rows * -(-width // _ROW_BLOCK)
-        elif fmt == "int4":
-            group = recipe.group_size
-            extra += 2 * rows * -(-width // (group if group > 0 else _ROW_BLOCK))
-    return extra
-
-
-def packed_bytes(recipe: Recipe, spec: DecoderSpec) -> int:
-    """Return the bytes of a package's weights: values, scales and zero points.
-
-    Args:
-        recipe: Formats and group size.
-        spec: The decoder.
-    """
-    layer = 0
-    matrices = spec.linear_shapes(0)
-    for name, shape in spec.layer_shapes(0).items():
-        if name in matrices:
-            layer += _matrix_bytes(recipe.weights, *matrices[name], recipe.group_size)
-        else:
-            layer += 4 * prod(shape)  # norms and biases stay float32
-    embedding = _matrix_bytes(recipe.embedding, spec.vocab_size, spec.hidden_size)
-    head = _matrix_bytes(recipe.head, spec.vocab_size, spec.hidden_size)
-    return spec.num_layers * layer + embedding + (0 if spec.is_tied else head)
-
-
-def _matrix_bytes(fmt: str, rows: int, width: int, group_size: int = -1) -> int:
-    if fmt == "fp16":
-        return 2 * rows * width
-    if fmt == "int8":
-        return rows * (width + 3)  # float16 scale and uint8 zero point per row
-    groups = width // group_size if group_size != -1 and width % group_size == 0 else 1
-    return rows * (width // 2 + 2 * groups)
-
-
-def _guess_weights_bytes(recipe: Recipe, num_parameters: int) -> int:
-    """Return the bytes of a package's weights where config.json is not here yet."""
-    group = recipe.group_size if recipe.group_size > 0 else 2_048
-    per_layer_value = {"fp16": 2.0, "int8": 1.0, "int4": 0.5 + 2 / group}[recipe.weights]
-    per_embedding_value = {"fp16": 2.0, "int8": 1.0}[recipe.embedding]
-    share = _EMBEDDING_SHARE
-    return int(num_parameters * ((1 - share) * per_layer_value + share * per_embedding_value))
+    return spool_bytes + onnx_extra_bytes(resolved.recipe, spec, facts)
 
 
 def _tokenizer_bytes(sizes: Mapping[str, int]) -> int:
@@ -343,6 +301,8 @@ def check_plan(plan: ExportPlan, output: Path, cache_folder: Path | None) -> Non
         ResourceError: With needed and available figures. Nothing has been written.
     """
     needed_here = plan.disk_bytes
+    if plan.work.calibration is not None:  # what was kept is there already
+        needed_here = max(needed_here - count_kept_bytes(output), plan.package_bytes)
     if cache_folder is not None and plan.download_bytes:
         if _same_disk(cache_folder, output.absolute().parent):
             needed_here += plan.download_bytes
@@ -354,10 +314,19 @@ def check_plan(plan: ExportPlan, output: Path, cache_folder: Path | None) -> Non
         raise ResourceError(
             f"The export needs {format_bytes(plan.memory_bytes)} of memory; "
             f"{format_bytes(available)} are available. Nothing was written.",
-            "close other programs, or export a smaller model, such as Qwen/Qwen3-1.7B",
+            f"close other programs, or export {_find_smaller(plan, available)}",
             needed_bytes=plan.memory_bytes,
             available_bytes=available,
         )
+
+
+def _find_smaller(plan: ExportPlan, available_bytes: int) -> str:
+    """Return what takes less memory: a recipe, where calibrating is what takes too much."""
+    others = [phase for phase in plan.phases if phase.name not in CALIBRATION_PHASES]
+    needed = max(phase.memory_bytes for phase in others if not phase.is_optional)
+    if plan.work.calibration is not None and needed <= available_bytes:
+        return "with a recipe that does not calibrate, such as --recipe int4-awq"
+    return "a smaller model, such as Qwen/Qwen3-1.7B"
 
 
 def _same_disk(first: Path, second: Path) -> bool:

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from qwen_edge.errors import UsageError, did_you_mean
+from qwen_edge.export.adapters.facts import adapter_names
+from qwen_edge.export.quality.gate import parse_gate
+from qwen_edge.export.recipe_search.budget import parse_budget
 from qwen_edge.profiles.choose import Choice, choose_profile
 from qwen_edge.profiles.device import MIN_CONTEXT_TOKENS
 from qwen_edge.profiles.hardware import probe_hardware
-from qwen_edge.profiles.legality import check_recipe
+from qwen_edge.profiles.legality import check_onnx_recipe, check_recipe
 from qwen_edge.profiles.onnx_settings import FORMATS
 from qwen_edge.profiles.profile import Profile, load_profile
 from qwen_edge.profiles.recipe import Recipe, load_recipe
@@ -53,6 +56,14 @@ class ExportRequest:
         cache_dir: The hub's cache folder. Not given: the usual one.
         warm_prompt: Text file with a system message whose cache goes into the package.
         skip_npu_check: Do not find out whether the model runs on an NPU.
+        adapters: LoRA folders that are merged into the checkpoint, each as "DIR" or "DIR=WEIGHT".
+        calibration: Text or conversations that calibrated recipes read. Not given: built-in ones.
+        calibration_samples: How many samples of at most 512 tokens they read.
+        budget: What the recipe "auto" has to keep to: "size<=2.6GB,kl<=0.03".
+        gate: What may be lost: "kl=0.05,top1=0.95". Not given: only a lost model is refused.
+        quality_text: Text to measure the loss with. Not given: built-in ones.
+        accept_loss: Without a gate, seal the package even where the model is lost.
+        skip_quality: Do not measure what is lost.
 
     Raises:
         UsageError: A value is out of range.
@@ -71,6 +82,14 @@ class ExportRequest:
     cache_dir: Path | None = None
     warm_prompt: Path | None = None
     skip_npu_check: bool = False
+    adapters: tuple[str, ...] = ()
+    calibration: Path | None = None
+    calibration_samples: int = 128
+    budget: str | None = None
+    gate: str | None = None
+    quality_text: Path | None = None
+    accept_loss: bool = False
+    skip_quality: bool = False
 
     def __post_init__(self) -> None:
         if self.max_context_tokens is not None and self.max_context_tokens < MIN_CONTEXT_TOKENS:
@@ -86,6 +105,29 @@ class ExportRequest:
                 f"format is {self.format!r}, expected one of: {', '.join(FORMATS)}.{hint}",
                 "leave --format away to use the profile's",
                 field="format",
+            )
+        if self.calibration_samples < 1:
+            raise UsageError(
+                f"calibration_samples is {self.calibration_samples:,}, expected 1 or more.",
+                "leave --calibration-samples away to use 128",
+                field="calibration_samples",
+            )
+        if self.budget is not None:
+            parse_budget(self.budget)
+        if self.gate is not None:
+            parse_gate(self.gate)
+            if self.accept_loss:
+                raise UsageError(
+                    "accept_loss and a gate contradict each other: with a gate, the gate decides.",
+                    "leave --accept-loss away, or --gate",
+                    field="accept_loss",
+                )
+        if self.skip_quality and (self.gate is not None or self.quality_text is not None):
+            raise UsageError(
+                "skip_quality and a gate or a text of its own contradict each other: what is not "
+                "measured cannot be compared.",
+                "leave --skip-quality away, or --gate and --quality-text",
+                field="skip_quality",
             )
         if not self.model.strip():
             raise UsageError(
@@ -132,7 +174,8 @@ def resolve_request(
     Raises:
         UnknownProfileError: No such profile.
         UnknownRecipeError: No such recipe.
-        RecipeNotSupportedError: The recipe may not run on one of the profile's devices.
+        RecipeNotSupportedError: The recipe may not run on one of the profile's devices, or has
+            no ONNX form where one is asked for.
         UsageError: A file of theirs has problems.
     """
     environment = read_environment() if environment is None else environment
@@ -144,8 +187,11 @@ def resolve_request(
     formats = _FORMATS_OF[chosen.value]
     if "openvino" in formats:  # the table is about OpenVINO's devices
         check_recipe(recipe, profile)
+    if "onnx" in formats:
+        check_onnx_recipe(recipe)
     _check_portable(request, formats)
-    name = package_name(request.model, profile, recipe, formats)
+    adapters = adapter_names(request.adapters)
+    name = package_name("-".join([_last_part(request.model), *adapters]), profile, recipe, formats)
     if request.portable:
         name += "-portable"
     output = _choose_output(request, name)
@@ -239,4 +285,5 @@ def _origin(name: str, value: object) -> Choice[Any]:
         return Choice(value, "default")
     if name == "model":
         return Choice(value, "given")
-    return Choice(value, f"flag --{name.replace('_', '-')}")
+    option = "adapter" if name == "adapters" else name.replace("_", "-")
+    return Choice(value, f"flag --{option}")

@@ -7,18 +7,26 @@ compares them with real exports); speeds are this machine's, measured when someb
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from qwen_edge.errors import EdgeError
+from qwen_edge.export.calibration_plan import (
+    CalibrationWork,
+    cost_of_calibration,
+    cost_of_search,
+)
+from qwen_edge.export.compress import mode_of
 from qwen_edge.export.decoder import DecoderSpec
 from qwen_edge.export.quantise import Mode, quantise
 from qwen_edge.export.source import ResolvedSource
 from qwen_edge.profiles.recipe import Recipe
+from qwen_edge.runtime.backends.backend import MAX_SCORED_TOKENS
 from qwen_edge.runtime.golden import GOLDEN_PROPERTIES
+from qwen_edge.runtime.kernels.library import are_used
 from qwen_edge.runtime.machine.engine_speed import EngineSpeed, measure_engine
 from qwen_edge.runtime.machine.speed import (
     MachineSpeed,
@@ -27,6 +35,7 @@ from qwen_edge.runtime.machine.speed import (
     measure_reading,
     measure_writing,
 )
+from qwen_edge.runtime.recipe_facts import planned_weights
 from qwen_edge.runtime.resources.memory import CPU_FACTORS, ONNX_FACTORS, WIDENED_FACTOR
 from qwen_edge.runtime.resources.run_time import NARROW_BELOW, compile_s, estimate_step_s, slowness
 
@@ -50,6 +59,7 @@ _NPU_FACTOR = 3.1
 _START_S = 3.0  # with what was found missing at three sizes
 _TOKENIZER_S_PER_BYTE = 585e-9  # 6.7 s for Qwen3's 11.4 MB, beside compressing
 _CHECK_S_PER_WEIGHT = 0.2e-9  # looking for NaN, sampling rows, copying: not in the probe
+_MERGE_S_PER_WEIGHT = 6e-9  # of the layers: measured with ranks of 16 to 256, which differ little
 _GRAPH_S_PER_LAYER = 0.03
 _COPY_S_PER_BYTE = 0.5e-9  # writing into the system's memory
 _NPU_S, _NPU_S_PER_WEIGHT = 4.0, 2.8e-9  # Qwen3-4B: 14 s
@@ -59,7 +69,18 @@ _GOLDEN_STEPS = 13  # a prompt of some 30 tokens counts as one
 # optimum-cli 2.2.0 on the full-size Qwen3-4B (8.05 GB): 97 s, 10.8 GB resident, 20 GB written.
 _OPTIMUM_S, _OPTIMUM_S_PER_BYTE = 25.0, 10e-9
 _OPTIMUM_MEMORY, _OPTIMUM_BYTES = 1.25, 1_000_000_000
+# Measuring the loss. Qwen3-4B, 2,548 tokens: 36 layers in 240 s, the logits of two readings in 77 s
+# with their comparison; 1.27 GB during the layers, 1.77 during the logits.
+_READINGS, _LOGIT_S = 3, 0.8e-7
+_QUALITY_S, _QUALITY_S_PER_LAYER = 1.5, 0.15  # reading the package, drawing intervals; two graphs
+_ALONE_TOKENS = 256  # as quality/measure.py
+_GROUP_READS = 2  # what a call of MAX_SCORED_TOKENS takes, in readings of the weights
+_LAYER_COPIES = 2  # of a layer's weights in float32
+_HEAD_COPIES = 2  # of the head in 8 bits: as it is stored, and as the engine wants it
+_LOGITS_BYTES = 4 * (2 * 256 + 8 * 64)  # a vocabulary entry: rows of logits and of their logarithms
+_OWN_RUN_BYTES = 150_000_000
 _PROBE_ROWS, _PROBE_WIDTH = 1_024, 4_096
+CALIBRATION_PHASES = ("measure sensitivity", "calibrate and compress")
 
 
 @dataclass(frozen=True)
@@ -119,6 +140,10 @@ class ExportWork:
         is_portable: The ONNX form in standard operators.
         is_native: False where optimum-intel exports.
         checks_npu: The profile names an NPU, and the check is not left out.
+        has_adapters: Adapters are merged while the checkpoint is read.
+        quality_tokens: What is read to measure the loss; 0 where it is not measured.
+        vocab_size: Logits of each of them.
+        calibration: What a calibrated recipe has to do; None for others.
     """
 
     source_bytes: int
@@ -137,6 +162,10 @@ class ExportWork:
     is_portable: bool = False
     is_native: bool = True
     checks_npu: bool = False
+    has_adapters: bool = False
+    quality_tokens: int = 0
+    vocab_size: int = 151_936
+    calibration: CalibrationWork | None = None
 
 
 @dataclass(frozen=True)
@@ -166,7 +195,11 @@ def plan_phases(work: ExportWork, speeds: ExportSpeeds = NOMINAL) -> tuple[Phase
     slower = slowness(speeds.machine)
     rest = _REST_BYTES + _REST_PER_TOKENIZER_BYTE * work.tokenizer_bytes
     hashing = _HASH_SHARE * speeds.machine.hash_bytes_per_s
-    phases = [Phase("start", _START_S * slower, rest), _compress_phase(work, speeds)]
+    phases = [Phase("start", _START_S * slower, rest)]
+    if work.calibration is not None and work.is_native:
+        phases += _calibration_phases(work, work.calibration, speeds, rest)
+    else:
+        phases.append(_compress_phase(work, speeds))
     written = work.openvino_bytes + work.onnx_bytes
     forms = (work.openvino_bytes > 0) + (work.onnx_bytes > 0)
     write_s = forms * work.num_layers * _GRAPH_S_PER_LAYER + written * _COPY_S_PER_BYTE
@@ -176,10 +209,32 @@ def plan_phases(work: ExportWork, speeds: ExportSpeeds = NOMINAL) -> tuple[Phase
         seconds = (_NPU_S + _NPU_S_PER_WEIGHT * work.num_weights) * slower
         needed = rest + round(_NPU_FACTOR * work.openvino_bytes)
         phases.append(Phase("check for NPU", seconds, needed, is_optional=True))
+    if work.quality_tokens and work.is_native:
+        tried = max(phase.memory_bytes for phase in phases if phase.name.startswith("try"))
+        phases.append(_quality_phase(work, speeds, rest, tried))
     hashed = work.hashed_bytes + work.package_bytes
     phases.append(Phase("hash files", hashed / hashing, rest))
     phases.append(Phase("write to the disk", work.package_bytes / speeds.write_bytes_per_s, rest))
     return tuple(phases)
+
+
+def _calibration_phases(
+    work: ExportWork, calibration: CalibrationWork, speeds: ExportSpeeds, rest: int
+) -> list[Phase]:
+    """Return the search for a recipe, where there is one, and the calibration of all layers."""
+    slower, products = slowness(speeds.machine), speeds.engine.multiplied_weights_per_s
+    phases = []
+    if calibration.is_searched:
+        cost = cost_of_search(calibration, work, products_per_s=products, slower=slower)
+        phases.append(Phase(CALIBRATION_PHASES[0], cost.seconds, rest + cost.memory_bytes))
+    # Embedding and head are compressed as ever, and the tokenizer is converted first.
+    plain = _compress_phase(
+        replace(work, num_weights=work.num_weights - work.layer_weights), speeds
+    )
+    cost = cost_of_calibration(calibration, work, products_per_s=products, slower=slower)
+    memory = max(plain.memory_bytes, rest + cost.memory_bytes)
+    phases.append(Phase(CALIBRATION_PHASES[1], plain.seconds + cost.seconds, memory))
+    return phases
 
 
 def _compress_phase(work: ExportWork, speeds: ExportSpeeds) -> Phase:
@@ -202,6 +257,10 @@ def _compress_phase(work: ExportWork, speeds: ExportSpeeds) -> Phase:
         + min(_BLOCKS_BYTES, 4 * work.source_bytes)
         + _COMPRESS_PER_TOKENIZER_BYTE * work.tokenizer_bytes
     )
+    if work.has_adapters:
+        compress_s += work.layer_weights * _MERGE_S_PER_WEIGHT * slower
+        # A layer's merged tensors are no pages of a file: 2 bytes a weight.
+        memory += 2 * work.layer_weights // work.num_layers
     return Phase("compress weights", max(compress_s, tokenizer_s) + read_s, memory)
 
 
@@ -235,6 +294,38 @@ def _run_phases(work: ExportWork, speeds: ExportSpeeds, rest: int) -> list[Phase
     return phases
 
 
+def _quality_phase(work: ExportWork, speeds: ExportSpeeds, rest: int, tried: int) -> Phase:
+    """Return what it takes to read texts with checkpoint and package, a layer at a time.
+
+    Args:
+        work: What is to be done.
+        speeds: The machine's.
+        rest: Memory that the process has anyway.
+        tried: Memory of the package's first run.
+    """
+    slower = slowness(speeds.machine)
+    tokens, engine = work.quality_tokens, speeds.engine
+    rows = 2 * tokens + min(tokens, _ALONE_TOKENS)
+    layers_s = work.layer_weights * (
+        rows / engine.multiplied_weights_per_s + 1 / engine.prepared_weights_per_s
+    )
+    logits_s = _READINGS * tokens * work.vocab_size * _LOGIT_S * slower
+    kept = work.openvino_bytes - work.unused_bytes or work.onnx_bytes
+    read_s = _GROUP_READS * kept / speeds.machine.memory_bytes_per_s
+    run_s = compile_s(work.layer_weights, speeds.machine, work.num_layers)
+    run_s += read_s * tokens / MAX_SCORED_TOKENS
+    layer = _LAYER_COPIES * 4 * work.layer_weights // max(work.num_layers, 1)
+    hidden = 4 * 4 * tokens * work.hidden_size
+    logits = _LOGITS_BYTES * work.vocab_size
+    # Of a package that our kernels run there is little in memory that is not its file.
+    is_ours = work.openvino_bytes and are_used({}) and work.weights != "fp16"
+    run = rest + _OWN_RUN_BYTES if is_ours else tried
+    head = _HEAD_COPIES * work.vocab_size * work.hidden_size if work.openvino_bytes else 0
+    memory = hidden + max(rest + layer, rest + head + logits, run + logits)
+    graphs_s = (_QUALITY_S + _QUALITY_S_PER_LAYER * work.num_layers) * slower
+    return Phase("measure quality", graphs_s + layers_s + logits_s + 2 * run_s, memory)
+
+
 def _factor(work: ExportWork) -> float:
     return WIDENED_FACTOR if work.weights == "fp16" else CPU_FACTORS[work.weights]
 
@@ -253,7 +344,8 @@ def measure_speeds(
     engine = NOMINAL.engine
     try:
         width = 2_560 if spec is None else spec.hidden_size
-        engine = measure_engine(recipe.weights, width, GOLDEN_PROPERTIES, seconds=0.0)
+        weights = planned_weights(recipe.weights)
+        engine = measure_engine(weights, width, GOLDEN_PROPERTIES, seconds=0.0)
     except EdgeError:  # no OpenVINO here: only ONNX can be asked for
         pass
     folder = output.absolute().parent
@@ -278,9 +370,8 @@ def _measure_quantising(recipe: Recipe) -> float:
     array = (wide.view(np.uint32) >> 16).astype(np.uint16)
     if recipe.weights == "fp16":
         return NOMINAL.quantised_weights_per_s * 2  # only widened and narrowed again
-    group = recipe.group_size if recipe.weights == "int4" else -1
-    mode: Mode = "int4_sym" if recipe.weights == "int4" else "int8_asym"
-    best_s = min(_time_quantising(array, mode, group) for _ in range(3))
+    found = recipe.layer_format
+    best_s = min(_time_quantising(array, mode_of(found), found.group_size) for _ in range(3))
     return array.size / best_s
 
 

@@ -20,7 +20,7 @@ from qwen_edge.runtime.engine import import_openvino
 
 _ALIGNMENT = 64  # bytes; a cache line, and what OpenVINO aligns its own constants to
 
-Format = Literal["fp16", "int8", "int4"]
+Format = Literal["fp16", "int8", "int4", "nf4"]
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,14 @@ class StoredTensor:
 
     Args:
         name: Tensor name in the checkpoint.
-        format: "fp16", "int8" or "int4".
+        format: "fp16", "int8", "int4" or "nf4".
         shape: (out, in).
         group_size: Weights along `in` that share a scale; -1 for a whole row.
-        values: Packed values: float16 [out, in], int8/uint8 [out, in], or two int4 in a
+        values: Packed values: float16 [out, in], int8/uint8 [out, in], or two of 4 bits in a
             byte, lower half first, flat.
         scale: float16 [out, groups, 1], or [out, 1] per row; None for fp16.
-        zero_point: uint8 [out, 1] for asymmetric int8, otherwise None.
+        zero_point: uint8 in the shape of `scale`, one in a byte also for 4 bits, for
+            asymmetric integers; otherwise None.
     """
 
     name: str
@@ -176,7 +177,7 @@ class WeightStore:
         assert stored.scale is not None
         wide = ops.convert(values, ov.Type.f16, name=f"{name}/to_f16")
         if stored.zero_point is not None:
-            zero = self._constant(stored.zero_point, ov.Type.u8, f"{name}/zero_point")
+            zero = self._zero_points(stored, stored.zero_point)
             zero_f16 = ops.convert(zero, ov.Type.f16, name=f"{name}/zero_point/to_f16")
             wide = ops.subtract(wide, zero_f16, name=f"{name}/zero_point/subtract")
         scale = self._constant(stored.scale, ov.Type.f16, f"{name}/scale")
@@ -186,13 +187,25 @@ class WeightStore:
             scaled = ops.reshape(scaled, target, special_zero=False, name=f"{name}/reshape")
         return ops.convert(scaled, ov.Type.f32, name=f"{name}/convert").output(0)
 
+    def _zero_points(self, stored: StoredTensor, piece: _Piece) -> Any:
+        """Return the constant of zero points, which has the type of the values."""
+        ov, name = import_openvino(), f"{stored.name}/zero_point"
+        if stored.format != "int4":
+            return self._constant(piece, ov.Type.u8, name)
+        numbers = self.array(piece).reshape(-1)
+        numbers = np.pad(numbers, (0, numbers.size % 2))
+        packed = numbers[0::2] | numbers[1::2] << 4
+        return self._wrap(packed, ov.Type.u4, name, piece.shape)
+
     def _constant(
         self, piece: _Piece, ov_type: Any, name: str, shape: tuple[int, ...] | None = None
     ) -> Any:
+        return self._wrap(self.array(piece).reshape(-1), ov_type, name, shape or piece.shape)
+
+    def _wrap(self, view: npt.NDArray[Any], ov_type: Any, name: str, shape: tuple[int, ...]) -> Any:
         ov = import_openvino()
-        view = self.array(piece).reshape(-1)
-        tensor = ov.Tensor(view, ov.Shape(list(shape or piece.shape)), ov_type)
-        # The tensor borrows the map's memory; both are kept until the store is closed.
+        tensor = ov.Tensor(view, ov.Shape(list(shape)), ov_type)
+        # The tensor borrows the view's memory; both are kept until the store is closed.
         self._nodes[f"{name}/tensor"] = (view, tensor)
         constant = ov.op.Constant(tensor, True)
         constant.set_friendly_name(name)
@@ -200,8 +213,10 @@ class WeightStore:
 
 
 def _ov_type(ov: Any, stored: StoredTensor) -> Any:
+    if stored.format == "nf4":
+        return ov.Type.nf4
     if stored.format == "int4":
-        return ov.Type.i4
+        return ov.Type.i4 if stored.zero_point is None else ov.Type.u4
     if stored.format == "fp16":
         return ov.Type.f16
     return ov.Type.i8 if stored.zero_point is None else ov.Type.u8

@@ -10,6 +10,7 @@ two texts and ends with `exit_code`. Any other exception that reaches a person i
     │   ├── UnknownRecipeError                  no such recipe; names the closest one
     │   ├── RecipeNotSupportedError             the legality table says no
     │   ├── UnsupportedArchitectureError        no graph for this kind of model
+    │   ├── BudgetError                         no recipe keeps to a budget; names the nearest
     │   ├── MissingExtraError                   an optional dependency is not installed
     │   ├── GrammarError                        an output format that cannot be compiled
     │   └── OutputFolderError                   the output folder is not ours or in use
@@ -26,6 +27,7 @@ This package knows nothing of profiles, models or devices, and imports none of t
 """
 
 from qwen_edge.errors.tree import (
+    BudgetError,
     CheckpointError,
     ContextFullError,
     DeviceError,
@@ -47,6 +49,7 @@ from qwen_edge.errors.tree import (
 from qwen_edge.errors.wording import did_you_mean, format_bytes, join_problems
 
 __all__ = [
+    "BudgetError",
     "CheckpointError",
     "ContextFullError",
     "DeviceError",

@@ -54,6 +54,10 @@ class MissingExtraError(UsageError):
     """An optional dependency is needed and not installed."""
 
 
+class BudgetError(UsageError):
+    """No choice of formats keeps to a budget of size and loss; names the nearest that does."""
+
+
 class GrammarError(UsageError):
     """An output format cannot be compiled, or an answer left it."""
 

@@ -2,15 +2,26 @@
 
 Owns the recipes of the catalog (`recipes/*.toml`) and those a person writes. It does not know
 which device takes which recipe (`legality.py`) nor how weights are quantised (the export).
+`matrix_format.py` has the formats of single matrices.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from qwen_edge.errors import UnknownRecipeError, UsageError, did_you_mean
+from qwen_edge.profiles.matrix_format import (
+    FOUR_BITS,
+    PER_CHANNEL,
+    MatrixFormat,
+    WeightFormat,
+    find_format,
+    format_problems,
+    key_problems,
+)
 from qwen_edge.profiles.table import Setting, TableReader, merge_reasons, refuse_problems
 from qwen_edge.profiles.toml_file import (
     OWN_FILE_REASON,
@@ -21,14 +32,11 @@ from qwen_edge.profiles.toml_file import (
     own_name,
 )
 
-WeightFormat = Literal["fp16", "int8", "int4"]
 LayerFormat = Literal["fp16", "int8"]
-
-PER_CHANNEL = -1  # NNCF's group size for one scale per output channel
-MIN_GROUP_SIZE = 32  # NNCF 3.4, AdvancedCompressionParameters.min_adjusted_group_size
-MAX_GROUP_SIZE = 512  # largest power of two that divides Qwen3-4B's hidden size, 2,560
+Calibration = Literal["none", "activations"]
 
 RECIPES = Catalog("recipes", "recipe", "--recipe", UnknownRecipeError)
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -39,11 +47,20 @@ class Recipe:
         name: Catalog name, or the name of a person's file.
         summary: One line for a table.
         weights: Format of the matrices of all layers.
-        symmetric: Without a zero point. No meaning for fp16.
+        symmetric: Without a zero point. No meaning for fp16 and nf4.
         group_size: Weights that share a scale; -1 is one output channel.
-        awq: Scale channels by Activation-aware Weight Quantisation, without data.
+        awq: Scale channels by Activation-aware Weight Quantisation; without data, or by the
+            activations where `calibration` says so.
         embedding: Format of the token embedding; int8 has a zero point, per row.
         head: Format of the last layer; int8 has a zero point, per output channel.
+        calibration: "activations" lets the methods see the model's activations on calibration
+            text; "none" is data-free.
+        scale_estimation: Choose scales that keep each layer's outputs, not its weights.
+        gptq: Round column by column, each making up for the errors of those before.
+        ratio: Share of the layers' weights that is stored as `weights`; the rest, the most
+            sensitive matrices, is int8. Above 0 and at most 1.
+        matrices: Exceptions, by "layers.3.mlp.down_proj", or "layers.*.mlp.down_proj" for every
+            layer; the exact name beats the star.
         reasons: Field name → reason.
 
     Raises:
@@ -58,21 +75,59 @@ class Recipe:
     awq: bool
     embedding: LayerFormat
     head: LayerFormat
+    calibration: Calibration = "none"
+    scale_estimation: bool = False
+    gptq: bool = False
+    ratio: float = 1.0
+    matrices: Mapping[str, MatrixFormat] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reasons", MappingProxyType(dict(self.reasons)))
+        object.__setattr__(self, "matrices", MappingProxyType(dict(self.matrices)))
         problems = name_problems(self.name) + _recipe_problems(self)
         refuse_problems(f"Recipe {self.name!r}", problems, _FIX)
 
-    def to_manifest(self) -> dict[str, str | int | bool]:
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the methods need the model's activations on calibration text."""
+        return self.calibration == "activations"
+
+    def matrix_format(self, tensor_name: str) -> MatrixFormat:
+        """Return how a matrix is stored, exceptions heeded.
+
+        Args:
+            tensor_name: As in the checkpoint: "model.layers.3.mlp.down_proj.weight", the
+                embedding or the head. Which matrices `ratio` makes int8 is found at export.
+        """
+        if tensor_name in (_EMBEDDING, _HEAD):
+            weights = self.embedding if tensor_name == _EMBEDDING else self.head
+            # Beside layers of 4 bits int8 is asymmetric: NNCF's backup precision.
+            return MatrixFormat(weights, self.symmetric and self.weights == "int8", PER_CHANNEL)
+        return find_format(self.matrices, tensor_name) or self.layer_format
+
+    def is_exception(self, tensor_name: str) -> bool:
+        """Return whether `matrices` says how a tensor is stored; `ratio` leaves those alone."""
+        return find_format(self.matrices, tensor_name) is not None
+
+    @property
+    def layer_format(self) -> MatrixFormat:
+        """Format of the layers' matrices that are no exceptions."""
+        return MatrixFormat(self.weights, self.symmetric, self.group_size)
+
+    def to_manifest(self) -> dict[str, Any]:
         """Return the values without reasons and summary, as a package manifest stores them."""
-        return {"name": self.name} | {key: getattr(self, key) for key in _KEYS}
+        values: dict[str, Any] = {"name": self.name}
+        values |= {key: getattr(self, key) for key in _KEYS}
+        values["matrices"] = {key: asdict(value) for key, value in sorted(self.matrices.items())}
+        return values
 
     def to_json(self) -> dict[str, object]:
         """Return every value with its reason, for programs."""
+        values = self.to_manifest()
         settings = {
-            key: {"value": getattr(self, key), "reason": self.reasons.get(key, "")} for key in _KEYS
+            key: {"value": values[key], "reason": self.reasons.get(key, "")}
+            for key in (*_KEYS, "matrices")
         }
         return {"name": self.name, "summary": self.summary, "settings": settings}
 
@@ -85,9 +140,23 @@ _KINDS: Mapping[str, type] = MappingProxyType(
         "awq": bool,
         "embedding": str,
         "head": str,
+        "calibration": str,
+        "scale_estimation": bool,
+        "gptq": bool,
+        "ratio": float,
     }
 )
 _KEYS = tuple(key.name for key in fields(Recipe) if key.name in _KINDS)
+# What a file says that does not mention these: no data, no method that needs it, no exception.
+_DEFAULTS: Mapping[str, Setting] = MappingProxyType(
+    {
+        "calibration": Setting("none", "data-free: an export needs no text and no forward pass"),
+        "scale_estimation": Setting(False, "needs the model's activations on calibration text"),
+        "gptq": Setting(False, "needs the model's activations on calibration text"),
+        "ratio": Setting(1.0, "every matrix of a layer has the same format"),
+    }
+)
+_NO_EXCEPTIONS = "no exceptions"
 _FIX = "correct the file; `qwen-edge profiles show core-ultra` names the default recipe"
 
 
@@ -109,7 +178,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     file = load_toml(RECIPES, name_or_path)
     problems: list[str] = []
     reader = TableReader(file.table, "", OWN_FILE_REASON if file.is_own else None, problems)
-    reader.check_keys(("name", "summary", "extends", *_KEYS))
+    reader.check_keys(("name", "summary", "extends", *_KEYS, "matrices"))
     parent = _load_parent(reader)
     settings = _inherited(parent)
     for key in _KEYS:
@@ -120,24 +189,28 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
             problems.append(f"{key} is missing. Write it, or extends = 'int4-awq'")
     name = own_name(reader, file, recipe_names())
     summary = reader.plain_text("summary") or _default_summary(file, parent)
-    refuse_problems(f"The recipe file {file.label}", problems, _FIX)
     values = {key: setting.value for key, setting in settings.items()}
+    matrices, reason = _read_matrices(reader, parent, values)
+    refuse_problems(f"The recipe file {file.label}", problems, _FIX)
+    reasons = merge_reasons(settings) | {"matrices": reason}
     try:
-        return Recipe(
-            name=name,
-            summary=summary,
-            weights=cast("WeightFormat", values["weights"]),
-            symmetric=cast("bool", values["symmetric"]),
-            group_size=cast("int", values["group_size"]),
-            awq=cast("bool", values["awq"]),
-            embedding=cast("LayerFormat", values["embedding"]),
-            head=cast("LayerFormat", values["head"]),
-            reasons=merge_reasons(settings),
-        )
+        return _build_recipe(name, summary, values, matrices, reasons)
     except UsageError as exc:
         found_problems = cast("tuple[str, ...]", exc.facts["problems"])
         refuse_problems(f"The recipe file {file.label}", found_problems, _FIX)
         raise
+
+
+def _build_recipe(
+    name: str,
+    summary: str,
+    values: Mapping[str, object],
+    matrices: Mapping[str, MatrixFormat],
+    reasons: Mapping[str, str],
+) -> Recipe:
+    checked = cast("dict[str, Any]", dict(values))
+    checked["ratio"] = float(checked["ratio"])
+    return Recipe(name=name, summary=summary, matrices=matrices, reasons=reasons, **checked)
 
 
 def _load_parent(reader: TableReader) -> Recipe | None:
@@ -155,8 +228,65 @@ def _load_parent(reader: TableReader) -> Recipe | None:
 
 def _inherited(parent: Recipe | None) -> dict[str, Setting]:
     if parent is None:
-        return {}
+        return dict(_DEFAULTS)
     return {key: Setting(getattr(parent, key), parent.reasons[key]) for key in _KEYS}
+
+
+def _read_matrices(
+    reader: TableReader, parent: Recipe | None, values: Mapping[str, object]
+) -> tuple[dict[str, MatrixFormat], str]:
+    """Return the exceptions of a file and its parent, and the reason for them.
+
+    Args:
+        reader: Of the whole file.
+        parent: Its exceptions hold, unless the file has the same key.
+        values: The recipe's other values: what an entry leaves out comes from them.
+    """
+    matrices = dict(parent.matrices) if parent else {}
+    reason = parent.reasons["matrices"] if parent else _NO_EXCEPTIONS
+    table = reader.table.get("matrices")
+    if table is None:
+        return matrices, reason
+    if not isinstance(table, dict):
+        reader.problems.append("matrices is no table; write [matrices], then one line per matrix")
+        return matrices, reason
+    inner = TableReader(table, "matrices: ", None, reader.problems)
+    own_reason = inner.plain_text("reason") or reader.default_reason
+    entries = {key: raw for key, raw in table.items() if key != "reason"}
+    if entries and own_reason is None:
+        reader.problems.append("matrices has no 'reason'")
+    for key, raw in entries.items():
+        if not isinstance(raw, dict):
+            reader.problems.append(
+                f'matrices {key!r} is no table; write "{key}" = {{ weights = "int8" }}'
+            )
+            continue
+        entry = TableReader(raw, f"matrices {key!r}: ", "", reader.problems)
+        entry.check_keys(("weights", "symmetric", "group_size"))
+        matrices[key] = _read_format(entry, values)
+    return matrices, own_reason or reason
+
+
+def _read_format(entry: TableReader, values: Mapping[str, object]) -> MatrixFormat:
+    """Return one exception; what it leaves out comes from the recipe.
+
+    Where 8 bits stand among 4 they are per channel and have a zero point unless the entry says
+    otherwise: NNCF's backup precision, INT8_ASYM, which costs nothing at 8 bits.
+    """
+    written = {
+        key: setting.value
+        for key in ("weights", "symmetric", "group_size")
+        if (setting := entry.setting(key, _KINDS[key])) is not None
+    }
+    weights = written.get("weights", values.get("weights"))
+    inherited = {key: values.get(key) for key in ("weights", "symmetric", "group_size")}
+    if weights in ("int8", "fp16"):
+        inherited["group_size"] = PER_CHANNEL
+    if weights == "int8" and values.get("weights") != "int8":
+        inherited["symmetric"] = False
+    if weights == "nf4":
+        inherited["symmetric"] = True
+    return MatrixFormat(**cast("dict[str, Any]", inherited | written))
 
 
 def _default_summary(file: TomlFile, parent: Recipe | None) -> str:
@@ -165,25 +295,56 @@ def _default_summary(file: TomlFile, parent: Recipe | None) -> str:
 
 def _recipe_problems(recipe: Recipe) -> list[str]:
     """Return every range and contradiction problem of a recipe."""
-    problems = []
-    for key, kind in (("weights", WeightFormat), ("embedding", LayerFormat), ("head", LayerFormat)):
+    problems = format_problems(recipe.layer_format)
+    choices = (("embedding", LayerFormat), ("head", LayerFormat), ("calibration", Calibration))
+    for key, kind in choices:
         value, allowed = getattr(recipe, key), get_args(kind)
         if value not in allowed:
             hint = did_you_mean(str(value).lower(), allowed)
             problems.append(f"{key} is {value!r}; expected one of {', '.join(allowed)}.{hint}")
-    size = recipe.group_size
-    is_group = MIN_GROUP_SIZE <= size <= MAX_GROUP_SIZE and size & (size - 1) == 0
-    if recipe.weights == "int4" and not is_group and size != PER_CHANNEL:
-        problems.append(
-            f"group_size is {size:,}; expected -1 (one output channel) or a power of two "
-            f"from {MIN_GROUP_SIZE} to {MAX_GROUP_SIZE:,}"
-        )
-    if recipe.weights in ("fp16", "int8") and size != PER_CHANNEL:
-        problems.append(
-            f"group_size is {size:,} with {recipe.weights} weights; only int4 has groups, write -1"
-        )
     if recipe.awq and recipe.weights in ("fp16", "int8"):
-        problems.append(f"awq is true with {recipe.weights} weights; AWQ is for int4 only")
+        problems.append(f"awq is true with {recipe.weights} weights; AWQ is for int4 and nf4 only")
     if recipe.weights == "fp16" and "int8" in (recipe.embedding, recipe.head):
         problems.append("embedding or head is int8 with fp16 weights; use the recipe int8 instead")
+    for key, value in recipe.matrices.items():
+        problems += key_problems(key)
+        problems += format_problems(value, f"matrices {key!r}: ")
+    return problems + _method_problems(recipe)
+
+
+def _method_problems(recipe: Recipe) -> list[str]:
+    """Return what contradicts in a recipe's methods and its ratio."""
+    problems = []
+    if not (math.isfinite(recipe.ratio) and 0 < recipe.ratio <= 1):
+        problems.append(f"ratio is {recipe.ratio:g}; expected more than 0 and at most 1")
+    wanted = {
+        "scale_estimation is true": recipe.scale_estimation,
+        "gptq is true": recipe.gptq,
+        f"ratio is {recipe.ratio:g}": recipe.ratio < 1,
+    }
+    asked = [text for text, is_asked in wanted.items() if is_asked]
+    if not recipe.is_calibrated:
+        problems += [
+            f"{text} without calibration; it needs the model's activations, write "
+            "calibration = 'activations'"
+            for text in asked
+        ]
+    elif recipe.weights in ("fp16", "int8"):
+        problems.append(
+            f"calibration is 'activations' with {recipe.weights} weights; only int4 and nf4 have "
+            "methods that use them"
+        )
+    elif not asked and not recipe.awq:
+        problems.append(
+            "calibration is 'activations' but nothing uses them; set awq, scale_estimation, gptq "
+            "or a ratio below 1, or write calibration = 'none'"
+        )
+    if recipe.weights == "nf4" and (recipe.scale_estimation or recipe.gptq):
+        problems.append(
+            "scale_estimation or gptq with nf4 weights; both reckon with evenly spaced levels"
+        )
+    if recipe.ratio < 1 and recipe.weights not in FOUR_BITS:
+        problems.append(
+            f"ratio is {recipe.ratio:g} with {recipe.weights} weights; it mixes int8 into 4 bits"
+        )
     return problems

@@ -64,11 +64,12 @@ class TableReader:
 
         Args:
             key: The key.
-            kind: `str`, `int` or `bool`; a bool is not taken for an int.
+            kind: `str`, `int`, `float` or `bool`; a bool is not taken for an int, an int is
+                taken for a float.
         """
         if key not in self.table:
             return None
-        return self._split(key, self.table[key], (kind,))
+        return self._split(key, self.table[key], (float, int) if kind is float else (kind,))
 
     def settings(self, kinds: tuple[type, ...]) -> dict[str, Setting]:
         """Return all usable settings of this table; for tables with free keys."""
@@ -115,7 +116,8 @@ class TableReader:
             if self.takes_measured and (flag := inner.plain_flag("measured")) is not None:
                 is_measured = flag
         if type(value) not in kinds:
-            expected = " or ".join(_KIND_WORDS[kind] for kind in kinds)
+            words = (_KIND_WORDS[kind] for kind in kinds if kind is not int or float not in kinds)
+            expected = " or ".join(words)
             self.problems.append(f"{self.where}{key} is {_shown(value)}; expected {expected}")
             return None
         if reason is None:
@@ -148,7 +150,12 @@ def refuse_problems(label: str, problems: Sequence[str], fix: str) -> None:
     raise UsageError(f"{label} has {count}: {text}.", fix, problems=tuple(problems))
 
 
-_KIND_WORDS = {str: "a text", int: "a whole number", bool: "true or false"}
+_KIND_WORDS = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
 
 
 def _shown(value: object) -> str:

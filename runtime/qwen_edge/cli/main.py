@@ -32,6 +32,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "chat": ("qwen_edge.cli.chat_command", "Hold a conversation in the terminal."),
         "batch": ("qwen_edge.cli.batch_command", "Answer many prompts at a time."),
         "verify": ("qwen_edge.cli.verify_command", "Check a package's files and its answers."),
+        "quality": ("qwen_edge.cli.quality_command", "Measure what a package lost."),
         "bench": ("qwen_edge.cli.bench_command", "Measure how fast a package is here."),
         "tune": ("qwen_edge.cli.tune_command", "Find the fastest settings for this machine."),
         "profiles": ("qwen_edge.cli.profiles_command", "List profiles, or show one in full."),

@@ -63,17 +63,18 @@ backend_option = click.option(
     callback=_read_backend,
     help="auto, openvino or onnx: which of the package's models. A named one is never replaced.",
 )
+device_option = click.option(
+    "--device",
+    metavar="DEVICE",
+    default=AUTO,
+    show_default=True,
+    callback=_read_device,
+    help="auto, CPU, GPU or NPU, or an execution provider of ONNX Runtime. A named one never "
+    "falls back to another.",
+)
 _OPTIONS = (
     backend_option,
-    click.option(
-        "--device",
-        metavar="DEVICE",
-        default=AUTO,
-        show_default=True,
-        callback=_read_device,
-        help="auto, CPU, GPU or NPU, or an execution provider of ONNX Runtime. A named one never "
-        "falls back to another.",
-    ),
+    device_option,
     click.option(
         "--threads",
         type=int,

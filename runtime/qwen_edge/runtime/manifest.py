@@ -2,19 +2,19 @@
 
 One frozen dataclass per object of the file; field names are the keys. The text is the same
 for the same facts (sorted keys, no time, host or path), so equal exports are equal bytes.
-This module knows no folder and no file; read `package.py` for those.
+This module knows no folder and no file; read `package.py` for those, and `manifest_checks.py`
+for what values may be.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from qwen_edge.errors import PackageError, join_problems
-from qwen_edge.profiles.device import MAX_CONTEXT_TOKENS
 from qwen_edge.runtime.devices.npu_verdict import NpuVerdict
-from qwen_edge.runtime.plain_name import check_plain_name
+from qwen_edge.runtime.quality_facts import QualityFacts
+from qwen_edge.runtime.recipe_facts import CalibrationFacts, RecipeFacts
 from qwen_edge.runtime.schema import SchemaError, parse_json, read_dataclass, to_json
 
 FORMAT = "qwen-edge-package"
@@ -36,8 +36,6 @@ FORMAT_FILES: Mapping[str, tuple[str, str]] = {
     "onnx": (MODEL_ONNX, MODEL_ONNX_DATA),
 }
 """The files of the model itself, graph and weights, in each format."""
-
-_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 FormatName = Literal["openvino", "onnx"]
 FORMAT_ENGINES: Mapping[FormatName, str] = {"openvino": "OpenVINO", "onnx": "ONNX Runtime"}
@@ -71,6 +69,19 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class AdapterFacts:
+    """A LoRA that was merged into the checkpoint; `base_model` is what it says it was made for.
+
+    `weight` is what its change was multiplied by.
+    """
+
+    name: str
+    weight: float
+    base_model: str | None
+    files: Mapping[str, FileFacts]
+
+
+@dataclass(frozen=True)
 class SourceFacts:
     """Where the checkpoint came from; `revision` is a commit, never a branch."""
 
@@ -81,6 +92,7 @@ class SourceFacts:
     license_link: str | None
     base_model: str | None
     files: Mapping[str, FileFacts]
+    adapters: tuple[AdapterFacts, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,19 +101,6 @@ class ProfileFacts:
 
     name: str
     recipe: str
-
-
-@dataclass(frozen=True)
-class RecipeFacts:
-    """The recipe's settings as they were applied, without their reasons."""
-
-    name: str
-    weights: Literal["fp16", "int8", "int4"]
-    symmetric: bool
-    group_size: int
-    awq: bool
-    embedding: Literal["fp16", "int8"]
-    head: Literal["fp16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,8 @@ class GoldenTokens:
 class Manifest:
     """All of `manifest.json`. `files` names every other file of the folder.
 
-    `devices` are OpenVINO's and belong to the IR; `onnx` is None where there is no ONNX model.
+    `devices` are OpenVINO's and belong to the IR; `onnx` is None where there is no ONNX model, and
+    `quality` where the loss was not measured.
     """
 
     name: str
@@ -212,6 +212,8 @@ class Manifest:
     files: Mapping[str, FileFacts]
     onnx: OnnxFacts | None = None
     npu: NpuVerdict | None = None
+    calibration: CalibrationFacts | None = None
+    quality: QualityFacts | None = None
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
@@ -238,7 +240,9 @@ class Manifest:
             manifest = read_dataclass(cls, data)
         except SchemaError as error:
             raise _not_fitting(error.problems) from error
-        problems = _find_problems(manifest)
+        from qwen_edge.runtime.manifest_checks import find_problems  # which knows this class
+
+        problems = find_problems(manifest)
         if problems:
             raise _not_fitting(problems)
         return manifest
@@ -300,100 +304,3 @@ def _not_fitting(problems: tuple[str, ...] | list[str]) -> PackageError:
         "export the package again, or copy the folder again from where it came from.",
         problems=tuple(problems),
     )
-
-
-def _find_problems(manifest: Manifest) -> list[str]:
-    """Return what is wrong with values whose types are right."""
-    problems = []
-    if not 1 <= manifest.format_version <= FORMAT_VERSION:
-        problems.append(f"'format_version' is {manifest.format_version}, expected 1 or more")
-    problems += _file_problems(manifest)
-    problems += _range_problems(manifest)
-    vocab_size = manifest.model.vocab_size
-    ids = {
-        "golden.prompt_ids": manifest.golden.prompt_ids,
-        "golden.token_ids": manifest.golden.token_ids,
-        "generation.eos_token_ids": manifest.generation.eos_token_ids,
-        "chat.think_open_id": (manifest.chat.think_open_id or 0,),
-        "chat.think_close_id": (manifest.chat.think_close_id or 0,),
-    }
-    for key, token_ids in ids.items():
-        outside = [token_id for token_id in token_ids if not 0 <= token_id < vocab_size]
-        if outside:
-            problems.append(f"{key!r} holds {outside[0]}, expected ids below {vocab_size:,}")
-    return problems
-
-
-def _file_problems(manifest: Manifest) -> list[str]:
-    problems = [
-        f"'files' does not list {name!r}" for name in REQUIRED_FILES if name not in manifest.files
-    ]
-    problems += _format_problems(manifest)
-    folded: dict[str, str] = {}
-    for name in manifest.files:
-        reason = check_plain_name(name)
-        if reason or name.lower() == MANIFEST_NAME:
-            problems.append(
-                f"the name {name[:80]!r} in 'files' {reason or 'is the manifest itself'}"
-            )
-        other = folded.setdefault(name.lower(), name)
-        if other != name:  # one file on Windows and macOS
-            problems.append(f"{other!r} and {name!r} in 'files' differ in case only")
-    for key, files in (("files", manifest.files), ("source.files", manifest.source.files)):
-        for name, facts in files.items():
-            if facts.size_bytes < 0:
-                problems.append(f"{key!r} gives {name[:80]!r} {facts.size_bytes} bytes")
-            if not _SHA256.fullmatch(facts.sha256):
-                problems.append(f"{key!r} gives {name[:80]!r} no SHA-256 of 64 hex digits")
-    return problems
-
-
-def _format_problems(manifest: Manifest) -> list[str]:
-    """Return which model files are missing: one format at least, and none by halves."""
-    problems = []
-    if not manifest.formats:
-        problems.append(f"'files' lists no model, expected {MODEL_XML!r} or {MODEL_ONNX!r}")
-    for names in FORMAT_FILES.values():
-        listed = [name in manifest.files for name in names]
-        if any(listed) and not all(listed):
-            have, lack = (names[listed.index(value)] for value in (True, False))
-            problems.append(f"'files' lists {have!r} but not {lack!r}")
-    if (manifest.onnx is None) == (MODEL_ONNX in manifest.files):
-        problems.append(
-            f"'files' lists {MODEL_ONNX!r}, but 'onnx' is null"
-            if manifest.onnx is None
-            else f"'onnx' is given, but 'files' does not list {MODEL_ONNX!r}"
-        )
-    return problems
-
-
-def _range_problems(manifest: Manifest) -> list[str]:
-    """Return the counts that are below one, and device lists without a device."""
-    counts: dict[str, int | None] = {
-        f"model.{key}": value
-        for key, value in to_json(manifest.model).items()
-        if isinstance(value, int)
-    }
-    counts["generation.max_new_tokens"] = manifest.generation.max_new_tokens
-    for index, settings in enumerate(manifest.devices):
-        limits = to_json(settings)
-        for key in ("max_context_tokens", "max_prompt_tokens", "min_response_tokens"):
-            counts[f"devices[{index}].{key}"] = limits[key]
-        counts[f"devices[{index}].prefill_chunk_tokens"] = settings.prefill_chunk_tokens
-    if manifest.onnx is not None:
-        counts["onnx.opset"] = manifest.onnx.opset
-        counts["onnx.max_context_tokens"] = manifest.onnx.max_context_tokens
-        counts["onnx.prefill_chunk_tokens"] = manifest.onnx.prefill_chunk_tokens
-    problems = [
-        f"{key!r} is {value}, expected 1 or more"
-        for key, value in counts.items()
-        if value is not None and value < 1
-    ]
-    if manifest.onnx is not None:
-        for key in ("max_context_tokens", "prefill_chunk_tokens"):
-            value = getattr(manifest.onnx, key)
-            if value > MAX_CONTEXT_TOKENS:
-                problems.append(f"'onnx.{key}' is {value}, expected {MAX_CONTEXT_TOKENS} or less")
-    if not manifest.devices and MODEL_XML in manifest.files:
-        problems.append("'devices' is empty, expected at least one device")
-    return problems

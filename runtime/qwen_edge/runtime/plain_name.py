@@ -7,8 +7,13 @@ out of the folder; one with another suffix could be run by a double click.
 import re
 
 _DATA_SUFFIXES = frozenset(
-    {"", ".bin", ".data", ".jinja", ".json", ".md", ".model", ".onnx", ".txt", ".xml"}
+    {"", ".bin", ".data", ".jinja", ".json", ".md", ".model", ".onnx", ".toml", ".txt", ".xml"}
 )
+QUALITY_REPORT = "quality.html"
+FRONTIER_REPORT = "frontier.html"
+RECIPE_FILE = "recipe.toml"
+"""What a recipe search found, as a recipe file that gives the same package."""
+_PAGES = frozenset({QUALITY_REPORT, FRONTIER_REPORT})  # that a package may bring
 # One component on every system: no separator, drive, stream, leading or trailing dot or space.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?", re.ASCII)
 # Source: "Naming Files, Paths, and Namespaces", Microsoft Win32 documentation.
@@ -24,7 +29,7 @@ def check_plain_name(name: str) -> str | None:
     if not _PLAIN_NAME.fullmatch(name) or _WINDOWS_DEVICE.fullmatch(name):
         return "is not a plain file name"
     dot = name.rfind(".")
-    if name[dot:].lower() not in _DATA_SUFFIXES and dot > 0:
+    if name[dot:].lower() not in _DATA_SUFFIXES and dot > 0 and name not in _PAGES:
         kinds = " ".join(sorted(_DATA_SUFFIXES)[1:])
         return f"is not a kind of file that packages hold ({kinds})"
     return None

@@ -23,6 +23,7 @@ from qwen_edge.runtime.machine.known_problems import (
     load_known_problems,
 )
 from qwen_edge.runtime.manifest import Manifest
+from qwen_edge.runtime.recipe_facts import MatrixFacts
 
 TABLE = load_known_problems()
 ROOT = Path(__file__).parents[3]
@@ -376,7 +377,18 @@ def test_a_package_for_the_npu_must_have_weights_that_it_compiles() -> None:
 
     assert find(fitting) == []
     assert find(replace(fitting, group_size=-1)) == []
-    for wrong in ({"symmetric": False}, {"group_size": 64}, {"weights": "int8"}):
+    assert find(replace(fitting, weights="nf4", group_size=-1)) == []
+    exceptions = {"layers.0.mlp.up_proj": MatrixFacts("int4", True, -1)}
+    assert find(replace(fitting, matrices=exceptions)) == []
+    wrong_ones: list[dict[str, Any]] = [
+        {"symmetric": False},
+        {"group_size": 64},
+        {"weights": "int8"},
+        {"weights": "nf4"},
+        {"ratio": 0.8},
+        {"matrices": {"layers.0.mlp.up_proj": MatrixFacts("int8", False, -1)}},
+    ]
+    for wrong in wrong_ones:
         assert find(replace(fitting, **wrong)) == ["npu-cannot-compile-this-recipe"]
 
 

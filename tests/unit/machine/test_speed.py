@@ -17,7 +17,7 @@ from qwen_edge.runtime.machine.speed import (
     measure_reading,
     measure_writing,
 )
-from qwen_edge.runtime.resources.memory import WeightFormat
+from qwen_edge.runtime.recipe_facts import PlannedWeights
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_what_cannot_be_asked_counts_as_in_memory(
 
 @pytest.mark.parametrize("weights", ["fp16", "int8", "int4"])
 def test_the_engine_is_measured_with_each_kind_of_weights(
-    weights: WeightFormat, monkeypatch: pytest.MonkeyPatch
+    weights: PlannedWeights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qwen_edge.runtime.machine.engine_speed._PROBE_WEIGHTS", 200_000)
     speed = measure_engine(weights, 200, {"INFERENCE_PRECISION_HINT": "f32"}, chunk_tokens=16)

@@ -1,11 +1,12 @@
 """Read the texts with a checkpoint and with a package of it, and compare what they predict.
 
-Three readings go side by side: the checkpoint in float32; the package's weights in float32, which
-is what compression alone costs; and the package as it runs here, with activations and cache rounded
-as its settings say. The first two go layer by layer, so the whole never has to fit in memory.
+The checkpoint is read in float32, and the package up to three times: its weights in float32, which
+is what compression alone costs; with activations rounded as its settings say; and as it runs, with
+the cache rounded as well. Checkpoint and weights go layer by layer, so the whole never has to fit
+in memory; the runs come one after the other, so that no two models are in memory at a time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from qwen_edge.export.quality.layerwise import (
     embed_texts,
     embed_with,
     iterate_logits,
+    run_checkpoint,
     run_layer,
 )
 from qwen_edge.export.quality.statistics import (
@@ -38,6 +40,9 @@ from qwen_edge.runtime.backends.checks import check_finite
 from qwen_edge.runtime.backends.compiling import compile_model
 
 POSITION_BANDS = ((0, 16), (16, 64), (64, 256), (256, 512))
+# Enough for what a layer alone loses, which is a mean over numbers of all channels. With all tokens
+# it would be a third of all the work.
+_ALONE_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -73,13 +78,15 @@ class Quality:
     """What an export lost.
 
     Args:
-        weights: By its weights alone, everything else exact.
+        weights: By its weights alone, everything else exact; None where that was not measured.
+        activations: With the device's arithmetic and an exact cache; None where it was not run so.
         as_run: As it runs with its settings; None where it was not run.
-        layers: By the weights of each layer.
+        layers: By the weights of each layer; none where they were not measured.
         num_tokens: Tokens that were read.
     """
 
-    weights: Loss
+    weights: Loss | None
+    activations: Loss | None
     as_run: Loss | None
     layers: tuple[LayerLoss, ...]
     num_tokens: int
@@ -88,14 +95,21 @@ class Quality:
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, and how many of how many parts are."""
 
+Opener = Callable[[], Backend | None]
+"""Opens the package to be run, with an empty cache; None where it cannot be run so."""
+
+_Rows = Callable[[int, int, int], npt.NDArray[np.float32]]
+"""Logits of a text from one position to below another; texts and positions come in order."""
+
 
 def measure_quality(
     spec: DecoderSpec,
     checkpoint: Checkpoint,
-    weights: WeightSource,
+    weights: WeightSource | None,
     texts: Sequence[QualityText],
     *,
-    backend: Backend | None = None,
+    as_run: Opener | None = None,
+    activations: Opener | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Quality:
     """Compare a package with its checkpoint.
@@ -103,51 +117,105 @@ def measure_quality(
     Args:
         spec: The architecture of both.
         checkpoint: Its tensors.
-        weights: The package's.
+        weights: The package's; None to leave out what they alone cost.
         texts: At least one; as the checkpoint's tokenizer cuts them.
-        backend: The package as it runs; its cache is emptied and filled. None to leave that out.
+        as_run: Opens the package as it runs. It is closed before the next one is opened.
+        activations: Opens it with an exact cache.
         progress: Told of each layer and text.
 
     Raises:
         CheckpointError: The checkpoint itself gives logits that are no finite numbers.
-        DeviceError: The CPU refuses a layer, or the backend stopped.
+        DeviceError: The CPU refuses a layer, or a backend stopped.
         PackageError: The package lacks a tensor.
         ParityError: The package gives logits that are no finite numbers.
         ValueError: There are no texts.
     """
     if not texts:
         raise ValueError("there are no texts to measure with")
-    expected, found, layers = _run_layers(spec, checkpoint, weights, texts, progress)
-    by_weights: list[PositionScores] = []
-    by_run: list[PositionScores] = []
-    head = compile_model(build_head_model(spec, weights), "CPU", EXACT_PROPERTIES)
-    request = head.create_infer_request()
-    for index, text in enumerate(texts):
-        progress("comparing texts", index, len(texts))
-        following = [*text.token_ids[1:], None]
-        weight_parts, run_parts, start = [], [], 0
-        if backend is not None:
-            backend.reset()
-        for logits in iterate_logits(spec, checkpoint, expected[index]):
-            stop = start + len(logits)
-            _check_reference(logits, text)
-            rows = request.infer([found[index][None, start:stop]])[0][0]
-            check_finite(rows, "CPU")
-            weight_parts.append(compare_logits(logits, rows, following[start:stop]))
-            if backend is not None:
-                rows = _read(backend, text.token_ids[start:stop])
-                run_parts.append(compare_logits(logits, rows, following[start:stop]))
-            start = stop
-        by_weights.append(join_scores(weight_parts))
-        if run_parts:
-            by_run.append(join_scores(run_parts))
-    progress("comparing texts", len(texts), len(texts))
+    layers: tuple[LayerLoss, ...] = ()
+    by_weights = None
+    if weights is None:
+        expected = _run_reference(spec, checkpoint, texts, progress)
+        comparison = _Comparison(spec, checkpoint, texts, expected, progress)
+    else:
+        expected, found, layers = _run_layers(spec, checkpoint, weights, texts, progress)
+        comparison = _Comparison(spec, checkpoint, texts, expected, progress)
+        by_weights = comparison.compare("comparing weights", _make_head(spec, weights, found))
+        del found
     return Quality(
-        weights=sum_up(texts, by_weights),
-        as_run=sum_up(texts, by_run) if by_run else None,
+        weights=by_weights,
+        as_run=comparison.run("running the package", as_run),
+        activations=comparison.run("running it with an exact cache", activations),
         layers=layers,
         num_tokens=sum(len(text.token_ids) for text in texts),
     )
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """The checkpoint's side of every reading."""
+
+    spec: DecoderSpec
+    checkpoint: Checkpoint
+    texts: Sequence[QualityText]
+    expected: Sequence[Hidden]
+    progress: Progress
+
+    def run(self, what: str, opener: Opener | None) -> Loss | None:
+        """Open the package, compare what it says, and close it."""
+        if opener is None:
+            return None
+        self.progress(what, 0, len(self.texts))
+        backend = opener()
+        if backend is None:
+            return None
+        try:
+            return self.compare(what, lambda *place: self._read(backend, *place))
+        finally:
+            backend.close()
+
+    def compare(self, what: str, rows_of: _Rows) -> Loss:
+        """Return what a reading lost. The checkpoint's logits are computed again for each.
+
+        They take seconds; kept for all positions they would take gigabytes.
+        """
+        scores = []
+        for index, text in enumerate(self.texts):
+            self.progress(what, index, len(self.texts))
+            following = [*text.token_ids[1:], None]
+            parts = []
+            for start, logits in self._iterate(index):
+                stop = start + len(logits)
+                rows = rows_of(index, start, stop)
+                parts.append(compare_logits(logits, rows, following[start:stop]))
+            scores.append(join_scores(parts))
+        self.progress(what, len(self.texts), len(self.texts))
+        return sum_up(self.texts, scores)
+
+    def _iterate(self, index: int) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        start = 0
+        for logits in iterate_logits(self.spec, self.checkpoint, self.expected[index]):
+            _check_reference(logits, self.texts[index])
+            yield start, logits
+            start += len(logits)
+
+    def _read(self, backend: Backend, index: int, start: int, stop: int) -> npt.NDArray[np.float32]:
+        if start == 0:
+            backend.reset()
+        return _read(backend, self.texts[index].token_ids[start:stop])
+
+
+def _make_head(spec: DecoderSpec, weights: WeightSource, found: Sequence[Hidden]) -> _Rows:
+    """Return what computes logits with the package's head."""
+    head = compile_model(build_head_model(spec, weights), "CPU", EXACT_PROPERTIES)
+    request = head.create_infer_request()
+
+    def read(index: int, start: int, stop: int) -> npt.NDArray[np.float32]:
+        rows: npt.NDArray[np.float32] = request.infer([found[index][None, start:stop]])[0][0]
+        check_finite(rows, "CPU")
+        return rows
+
+    return read
 
 
 def sum_up(texts: Sequence[QualityText], scores: Sequence[PositionScores]) -> Loss:
@@ -175,6 +243,19 @@ def _band(scores: PositionScores, first: int, end: int) -> PositionScores:
     return select_scores(scores, (places >= first) & (places < end))
 
 
+def _run_reference(
+    spec: DecoderSpec, checkpoint: Checkpoint, texts: Sequence[QualityText], progress: Progress
+) -> list[Hidden]:
+    """Return what the checkpoint's head reads."""
+
+    def tell(layer_index: int, hidden: Sequence[Hidden]) -> None:
+        del hidden
+        progress("running layers", layer_index + 1, spec.num_layers)
+
+    progress("running layers", 0, spec.num_layers)
+    return run_checkpoint(spec, checkpoint, [text.token_ids for text in texts], after_layer=tell)
+
+
 def _run_layers(
     spec: DecoderSpec,
     checkpoint: Checkpoint,
@@ -186,6 +267,7 @@ def _run_layers(
     ids = [text.token_ids for text in texts]
     expected = embed_texts(checkpoint, ids)
     found = embed_with(spec, weights, ids)
+    num_alone = _count_alone(ids)
     layers = []
     for index in range(spec.num_layers):
         progress("running layers", index, spec.num_layers)
@@ -193,12 +275,22 @@ def _run_layers(
         after = run_layer(spec, exact, index, expected)
         exact.release()
         # Both in one go, so that the layer is compiled once.
-        both = run_layer(spec, weights, index, [*expected, *found])
-        alone, found = both[: len(ids)], both[len(ids) :]
-        layers.append(LayerLoss(_distance(alone, after), _distance(found, after)))
+        both = run_layer(spec, weights, index, [*expected[:num_alone], *found])
+        alone, found = both[:num_alone], both[num_alone:]
+        layers.append(LayerLoss(_distance(alone, after[:num_alone]), _distance(found, after)))
         expected = after
     progress("running layers", spec.num_layers, spec.num_layers)
     return expected, found, tuple(layers)
+
+
+def _count_alone(ids: Sequence[Sequence[int]]) -> int:
+    """Return how many texts, from the first, have enough tokens for a layer alone."""
+    total = 0
+    for count, text in enumerate(ids, 1):
+        total += len(text)
+        if total >= _ALONE_TOKENS:
+            return count
+    return len(ids)
 
 
 def _distance(found: Sequence[Hidden], expected: Sequence[Hidden]) -> float:

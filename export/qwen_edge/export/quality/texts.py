@@ -7,16 +7,28 @@ knows them does not matter, only how far two models differ on them.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qwen_edge.errors import UsageError
+from qwen_edge.export.recipe_search.budget import parse_budget
 from qwen_edge.runtime.chat import ChatTemplate, Thinking
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
 
+if TYPE_CHECKING:
+    from qwen_edge.export.request import ExportRequest
+
 MAX_TEXT_TOKENS = 512
 MIN_OWN_TOKENS = 64
+MAX_OWN_TOKENS = 16_384
+"""Of a longer text, pieces from all of it are read: an hour at Qwen3-4B's size, and intervals
+are narrow enough by then."""
+SHORT_TOKENS = 720
+"""Of an export without a gate: less than two minutes at Qwen3-4B's size on two cores."""
+_BUILT_IN_TOKENS = 3_500  # all built-in texts with Qwen3's tokenizer
+_CHARACTERS_PER_TOKEN = 4
 _PLAIN_KINDS = ("english", "chinese", "code", "data")
 _CHATS = "chats.json"
 _FOLDER = files(__package__) / "texts"
@@ -71,8 +83,71 @@ def read_built_in(
     return texts
 
 
+def count_tokens(request: "ExportRequest") -> int:
+    """Return about how many tokens an export reads, before its tokenizer is here.
+
+    Args:
+        request: Which texts were asked for; none where nothing is measured.
+    """
+    if request.skip_quality:
+        return 0
+    if request.quality_text is not None:
+        return min(len(read_text(request.quality_text)) // _CHARACTERS_PER_TOKEN, MAX_OWN_TOKENS)
+    return _BUILT_IN_TOKENS if has_bound(request) else SHORT_TOKENS
+
+
+def has_bound(request: "ExportRequest") -> bool:
+    """Return whether an export may be refused for its figures, so that all texts are read.
+
+    Args:
+        request: Its gate, and its budget.
+    """
+    if request.gate is not None:
+        return True
+    return request.budget is not None and parse_budget(request.budget).kl is not None
+
+
+def shorten(texts: Sequence[QualityText], max_tokens: int) -> list[QualityText]:
+    """Return beginnings of texts with so many tokens in all, every kind present.
+
+    Kinds get equal shares, and what one has too little of goes to the others; within a kind the
+    first texts come first.
+
+    Args:
+        texts: At least one.
+        max_tokens: At least two for each kind.
+    """
+    lengths: dict[str, int] = {}
+    for text in texts:
+        lengths[text.kind] = lengths.get(text.kind, 0) + len(text.token_ids)
+    shares: dict[str, int] = {}
+    left = max_tokens
+    for place, kind in enumerate(sorted(lengths, key=lambda kind: lengths[kind])):
+        shares[kind] = min(lengths[kind], left // (len(lengths) - place))
+        left -= shares[kind]
+    cut = []
+    for text in texts:
+        taken = text.token_ids[: shares[text.kind]]
+        if len(taken) > 1:
+            cut.append(replace(text, token_ids=taken))
+            shares[text.kind] -= len(taken)
+    return cut
+
+
+def bound(texts: Sequence[QualityText], max_text_tokens: int) -> list[QualityText]:
+    """Return beginnings of texts, none longer than a context.
+
+    Args:
+        texts: Any.
+        max_text_tokens: At least two.
+    """
+    return [replace(text, token_ids=text.token_ids[:max_text_tokens]) for text in texts]
+
+
 def read_own(path: Path, tokenizer: TextTokenizer) -> list[QualityText]:
     """Return a person's own text.
+
+    Of a long one pieces are taken that lie evenly in it.
 
     Args:
         path: A UTF-8 file of any length.
@@ -80,6 +155,29 @@ def read_own(path: Path, tokenizer: TextTokenizer) -> list[QualityText]:
 
     Raises:
         UsageError: It cannot be read, is no text, or is too short to say anything.
+    """
+    ids = tokenizer.encode(read_text(path))
+    if len(ids) < MIN_OWN_TOKENS:
+        raise UsageError(
+            f"The text {str(path)!r} has {len(ids):,} tokens; figures of fewer than "
+            f"{MIN_OWN_TOKENS} say nothing.",
+            "name a longer text, some thousand words of what the model is used for",
+        )
+    pieces = _cut(path.name, "own", ids)
+    most = MAX_OWN_TOKENS // MAX_TEXT_TOKENS
+    if len(pieces) <= most:
+        return pieces
+    return [pieces[index * len(pieces) // most] for index in range(most)]
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a person's own text.
+
+    Args:
+        path: A UTF-8 file.
+
+    Raises:
+        UsageError: It cannot be read, or is no text.
     """
     try:
         raw = path.read_bytes()
@@ -102,14 +200,7 @@ def read_own(path: Path, tokenizer: TextTokenizer) -> list[QualityText]:
             "binary file.",
             "name a file of plain text",
         )
-    ids = tokenizer.encode(content)
-    if len(ids) < MIN_OWN_TOKENS:
-        raise UsageError(
-            f"The text {str(path)!r} has {len(ids):,} tokens; figures of fewer than "
-            f"{MIN_OWN_TOKENS} say nothing.",
-            "name a longer text, some thousand words of what the model is used for",
-        )
-    return _cut(path.name, "own", ids)
+    return content
 
 
 def _cut(name: str, kind: str, ids: Sequence[int]) -> list[QualityText]:

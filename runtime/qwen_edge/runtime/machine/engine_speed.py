@@ -29,7 +29,7 @@ from qwen_edge.runtime.kernels import (
     has_own_cache,
 )
 from qwen_edge.runtime.manifest import PropertyValue
-from qwen_edge.runtime.resources.memory import WeightFormat
+from qwen_edge.runtime.recipe_facts import PlannedWeights
 
 _PROBE_WEIGHTS = 24_000_000  # prepared in 0.1 s and multiplied by 512 rows in as much
 _WIDENING = 3  # an MLP's matrices are about three times as wide as they are high
@@ -67,7 +67,7 @@ class EngineSpeed:
 
 
 def measure_engine(
-    weights: WeightFormat,
+    weights: PlannedWeights,
     hidden_size: int,
     properties: Mapping[str, PropertyValue],
     *,
@@ -181,7 +181,7 @@ def _engine_attention(
     return lambda: request.infer(given, share_inputs=True, share_outputs=True)
 
 
-def _build_probe(weights: WeightFormat, width: int, num_pairs: int) -> tuple[Any, list[Any]]:
+def _build_probe(weights: PlannedWeights, width: int, num_pairs: int) -> tuple[Any, list[Any]]:
     """Return a chain of matrices that widen and narrow, and what must live as long as it."""
     ov = import_openvino()
     ops = ov.opset15
@@ -198,7 +198,7 @@ def _build_probe(weights: WeightFormat, width: int, num_pairs: int) -> tuple[Any
 
 def _weights_node(
     ov: Any,
-    weights: WeightFormat,
+    weights: PlannedWeights,
     shape: tuple[int, int],
     generator: np.random.Generator,
     kept: list[Any],

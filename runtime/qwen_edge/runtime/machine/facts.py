@@ -25,6 +25,7 @@ from qwen_edge.runtime.devices.drivers import (
 from qwen_edge.runtime.devices.probing import DeviceReport
 from qwen_edge.runtime.machine.known_problems import Fact, Facts
 from qwen_edge.runtime.manifest import Manifest
+from qwen_edge.runtime.recipe_facts import MatrixFacts, RecipeFacts
 
 FACTS: Mapping[str, str] = {
     "system": "Linux, Windows or Darwin",
@@ -148,7 +149,7 @@ def package_facts(manifest: Manifest, folder: Path, versions: Mapping[str, str])
         if entry.device == "GPU" and "KV_CACHE_PRECISION" in entry.properties
     ]
     kind = "symmetric" if recipe.symmetric else "asymmetric"
-    fits = recipe.weights == "int4" and recipe.symmetric and recipe.group_size in _NPU_GROUP_SIZES
+    fits = _fits_npu(recipe)
     return {
         "package_has_npu": any(entry.device == "NPU" for entry in manifest.devices),
         "is_package_fit_for_npu": fits,
@@ -157,6 +158,17 @@ def package_facts(manifest: Manifest, folder: Path, versions: Mapping[str, str])
         "is_package_path_ascii": str(folder.absolute()).isascii(),
         "has_openvino_provider": "onnxruntime-openvino" in versions,
     }
+
+
+def _fits_npu(recipe: RecipeFacts) -> bool:
+    """Whether every matrix of the layers is as the NPU wants it; `legality.py` has the sources."""
+    formats: list[RecipeFacts | MatrixFacts] = [recipe, *(recipe.matrices or {}).values()]
+    return recipe.ratio == 1 and all(
+        found.group_size == -1
+        if found.weights == "nf4"
+        else found.weights == "int4" and found.symmetric and found.group_size in _NPU_GROUP_SIZES
+        for found in formats
+    )
 
 
 def _about_system(hardware: Hardware, root: Path, variables: Mapping[str, str]) -> dict[str, Fact]:

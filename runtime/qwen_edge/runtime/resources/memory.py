@@ -7,7 +7,6 @@ makes of it is in `plan.py`.
 
 import logging
 from dataclasses import dataclass
-from typing import Literal
 
 from qwen_edge.errors import ResourceError, format_bytes
 from qwen_edge.profiles.gpu_memory import estimate_gpu_memory
@@ -20,8 +19,7 @@ from qwen_edge.runtime.manifest import (
     FormatName,
     Manifest,
 )
-
-WeightFormat = Literal["fp16", "int8", "int4"]
+from qwen_edge.runtime.recipe_facts import PlannedWeights
 
 _LOGGER = logging.getLogger(__name__)
 # Python, the engine's libraries and the command line; then what a byte of tokenizer.json becomes.
@@ -76,11 +74,12 @@ class ModelSize:
         vocab_size: Rows of the embedding.
         tokenizer_bytes: Size of tokenizer.json.
         is_portable: ONNX only: standard operators.
+        is_for_own_kernels: Whether kernels of ours take the weights as they are stored.
     """
 
     format: FormatName
     weights_bytes: int
-    weights: WeightFormat
+    weights: PlannedWeights
     num_layers: int
     hidden_size: int
     num_heads: int
@@ -89,6 +88,7 @@ class ModelSize:
     vocab_size: int
     tokenizer_bytes: int
     is_portable: bool = False
+    is_for_own_kernels: bool = True
 
     @property
     def cached_values_per_token(self) -> int:
@@ -189,7 +189,7 @@ def size_model(manifest: Manifest, fmt: FormatName = "openvino") -> ModelSize:
         weights_bytes=manifest.files[
             MODEL_BIN if fmt == "openvino" else MODEL_ONNX_DATA
         ].size_bytes,
-        weights=manifest.recipe.weights,
+        weights=manifest.recipe.planned_weights,
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
         num_heads=model.num_heads,
@@ -198,6 +198,7 @@ def size_model(manifest: Manifest, fmt: FormatName = "openvino") -> ModelSize:
         vocab_size=model.vocab_size,
         tokenizer_bytes=0 if tokenizer is None else tokenizer.size_bytes,
         is_portable=fmt == "onnx" and manifest.onnx is not None and manifest.onnx.is_portable,
+        is_for_own_kernels=manifest.recipe.is_for_own_kernels,
     )
 
 
@@ -242,7 +243,8 @@ def estimate_size(size: ModelSize, settings: DeviceSettings) -> MemoryEstimate:
 def _reads_file(size: ModelSize, settings: DeviceSettings) -> bool:
     """Whether weights are used where the file is mapped, by kernels of our own."""
     is_cpu = size.format == "openvino" and settings.device == "CPU"
-    return is_cpu and size.weights != "fp16" and are_used(settings.properties)
+    is_taken = size.weights != "fp16" and size.is_for_own_kernels
+    return is_cpu and is_taken and are_used(settings.properties)
 
 
 def _engine_bytes(size: ModelSize, settings: DeviceSettings) -> tuple[float, float, int]:

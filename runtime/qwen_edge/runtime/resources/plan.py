@@ -15,7 +15,7 @@ from typing import Any
 from qwen_edge.errors import EdgeError, ResourceError
 from qwen_edge.profiles.choose import AUTO
 from qwen_edge.profiles.hardware import probe_hardware
-from qwen_edge.profiles.properties import DEVICES
+from qwen_edge.profiles.properties import DEVICES, ENGINE_KERNELS, KERNELS
 from qwen_edge.runtime.benchmark.work import count_work
 from qwen_edge.runtime.devices.opening import choose_formats
 from qwen_edge.runtime.machine.engine_speed import measure_engine
@@ -209,8 +209,10 @@ def _estimate_time(
     properties = dict(settings.properties)
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = threads
+    if not manifest.recipe.is_for_own_kernels:
+        properties[KERNELS] = ENGINE_KERNELS
     engine = measure_engine(
-        manifest.recipe.weights,
+        manifest.recipe.planned_weights,
         manifest.model.hidden_size,
         properties,
         chunk_tokens=settings.prefill_chunk_tokens,
