@@ -33,7 +33,7 @@ _HEAD_S = 0.8e-7  # a logit, with its comparison
 _ROWS_AT_ONCE = 8_192  # `calibrated/activations.py`
 _FLOAT = 4
 _WORKING_BYTES = 400_000_000  # the engine, and activations of a sample
-_SQUARES = 4  # of the widest input: sums, divided, in GPTQ's order, factorised
+_SQUARES = 2  # of the widest input: sums, and those in GPTQ's order that become their factor
 _LAYER_COPIES = 2  # in float32: what is read, and what the engine makes of it
 
 
@@ -133,7 +133,7 @@ def cost_of_calibration(
     if work.gptq:
         factor_s = num_layers * sum(width**3 for width in work.widths) / products_per_s
     a_layer = layer_weights // max(num_layers, 1)
-    # The sums' rows wait for one large product; in rounding there are squares in their place.
+    # The sums' rows wait for one large product; in rounding there is a second square in their place.
     waiting = min(_ROWS_AT_ONCE, work.num_tokens) * sum(work.widths)
     widest = max(width * block for width, block in zip(work.widths, work.blocks, strict=True))
     running = _LAYER_COPIES * a_layer + waiting + work.sums + widest
