@@ -133,7 +133,7 @@ def cost_of_calibration(
     if work.gptq:
         factor_s = num_layers * sum(width**3 for width in work.widths) / products_per_s
     a_layer = layer_weights // max(num_layers, 1)
-    # The sums' rows wait for one large product; in rounding there is a second square in their place.
+    # The sums' rows wait for one large product; rounding has a second square in their place.
     waiting = min(_ROWS_AT_ONCE, work.num_tokens) * sum(work.widths)
     widest = max(width * block for width, block in zip(work.widths, work.blocks, strict=True))
     running = _LAYER_COPIES * a_layer + waiting + work.sums + widest
