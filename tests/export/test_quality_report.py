@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qwen_edge.export.quality.facts import make_details, make_facts, shorten_number
@@ -95,6 +95,7 @@ def test_four_digits_are_kept(value: float) -> None:
     assert shorten_number(shorten_number(value)) == shorten_number(value)
 
 
+@example(values=[5e-324])
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=80))
 def test_every_point_of_a_plot_lies_within_it(values: list[float]) -> None:
     svg = plot_lines(

@@ -253,6 +253,7 @@ def _round_up(value: float) -> float:
     """Return a round number that is no smaller, so that steps of the axis are round as well."""
     if value <= 0:
         return 1.0
+    value = max(value, 1e-30)  # the smallest floats have no power of ten below them
     power = 10.0 ** math.floor(math.log10(value))
     return next(nice * power for nice in (*_NICE, 20.0) if nice * power >= value)
 
