@@ -2,8 +2,8 @@
 
 Goes through a checkpoint one decoder layer at a time and puts every tensor into the
 weight store, so that the memory needed is that of one block of rows whatever the size of
-the model. Data-free AWQ is folded into the weights here. `quantise.py` has the
-arithmetic, `weight_store.py` keeps the results.
+the model. AWQ's factors of `balance.py` are folded into the weights here; `quantise.py` has
+the arithmetic, `weight_store.py` keeps the results.
 """
 
 from collections.abc import Mapping

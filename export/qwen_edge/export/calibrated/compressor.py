@@ -32,22 +32,15 @@ class CalibratedCompressor(Compressor):
         spec: The decoder.
         recipe: One whose `calibration` is "activations".
         store: Receives every tensor.
-        formats: Formats of single matrices that were chosen by their sensitivity, by tensor name.
 
     State:
-        As `Compressor`; `strengths` grows by AWQ's choices, one entry per layer and site.
+        As `Compressor`.
     """
 
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        spec: DecoderSpec,
-        recipe: Recipe,
-        store: TensorStore,
-        formats: Mapping[str, MatrixFormat] | None = None,
+        self, checkpoint: Checkpoint, spec: DecoderSpec, recipe: Recipe, store: TensorStore
     ) -> None:
         super().__init__(checkpoint, spec, recipe, store)
-        self._formats = formats or {}
         self._moments: Mapping[Site, Moments] = {}
 
     def make_moments(self, layer_index: int) -> dict[Site, Moments]:
@@ -83,9 +76,6 @@ class CalibratedCompressor(Compressor):
         self._moments = moments
         self.compress_layer(layer_index)
         self._moments = {}
-
-    def _format(self, name: str) -> MatrixFormat:
-        return self._formats.get(name) or super()._format(name)
 
     def _balance(self, layer_index: int, matrices: dict[str, SourceMatrix]) -> None:
         """Put AWQ's factors on all that the layer's sites feed."""
