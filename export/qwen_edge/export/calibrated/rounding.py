@@ -23,6 +23,11 @@ Matrix = npt.NDArray[np.float32]
 DAMPING = 0.01
 """Share of the mean square input that is added to every channel's. GPTQ's own value; on the demo
 model 0.001 to 0.1 give KL 0.0184 to 0.0198."""
+SHRINKAGE = 0.6
+"""How far scale estimation moves a group's products towards those of channels that are all of the
+same size and have nothing in common. The text is a sample: on the demo model, calibrated on one
+kind of text, 0 / 0.6 / 0.8 give KL 0.0537 / 0.0543 / 0.0555 on that kind, 0.142 / 0.131 / 0.127 on
+others."""
 _SHARES = (1.0, 1.1, 1.05, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
 _NUM_REFINEMENTS = 2
 _NUM_LEVELS = 16
@@ -98,7 +103,7 @@ def round_with_scales(
         What NNCF calls scale estimation; it weighs channels alone, here their products count.
     """
     group = weights.shape[1] if group_size == -1 else group_size
-    metrics = [products.reshape(-1)] if group_size == -1 else list(products)
+    metrics = [_shrink(products.reshape(-1))] if group_size == -1 else list(map(_shrink, products))
 
     def work(rows: Matrix) -> _Rounded:
         columns = np.ascontiguousarray(rows.T)
@@ -283,6 +288,15 @@ def _cost(targets: Matrix, grid: Grid, metric: Matrix) -> Matrix:
 def _weigh(metric: Matrix, values: Matrix) -> Matrix:
     weighed: Matrix = metric @ values if metric.ndim == 2 else metric[:, None] * values
     return weighed
+
+
+def _shrink(metric: Matrix) -> Matrix:
+    """Return products, or mean squares, moved towards those of channels that are all alike."""
+    squares = metric if metric.ndim == 1 else np.diagonal(metric)
+    shrunk: Matrix = metric * np.float32(1 - SHRINKAGE)
+    to_all = np.float32(SHRINKAGE) * squares.mean()
+    shrunk[... if metric.ndim == 1 else np.diag_indices_from(metric)] += to_all
+    return shrunk
 
 
 def _as_stored(scale: Matrix) -> Matrix:
