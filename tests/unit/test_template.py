@@ -76,10 +76,10 @@ ENDLESS = {
 
 @pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS.keys())
 def test_endless_templates_are_stopped_in_time(source: str) -> None:
-    start_s = time.perf_counter()
+    start_s = time.thread_time()
     with pytest.raises(PackageError, match=r"ran for more than|made more than"):
         render(source)
-    assert time.perf_counter() - start_s < 0.6
+    assert time.thread_time() - start_s < 0.6
 
 
 GROW = "{% set n = namespace(s='a') %}{% for i in range(60) %}"

@@ -23,13 +23,14 @@ class Budget:
     """What one rendering may still spend.
 
     Args:
-        clock: Returns seconds; monotonic.
+        clock: Returns seconds; monotonic. The time that this thread computes, unless given: that
+            the machine is busy, or was asleep, is not the template's fault.
 
     State:
         Only ever shrinks.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.thread_time) -> None:
         self._clock = clock
         self._deadline_s = clock() + MAX_RENDER_S
         self._chars_left = MAX_OUTPUT_CHARS
