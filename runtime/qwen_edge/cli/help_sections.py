@@ -24,8 +24,13 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "seed", "sampling",
         ),
         "Where and how fast": (
-            "backend", "device", "threads", "draft", "speculate", "parallel",
+            "backend", "device", "threads", "draft", "speculate", "parallel", "queue",
+            "request_timeout", "max_loaded", "unload_after",
         ),
+        "Where it listens, and to whom": (
+            "host", "port", "api_key_file", "random_key", "allow_origin", "allow_host", "metrics",
+        ),
+        "Started by another program": ("ready_file", "parent_pid", "stop_with_stdin"),
     }
 )  # fmt: skip
 _LAST_SECTION = "What is shown"

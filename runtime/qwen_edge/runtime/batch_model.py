@@ -5,7 +5,7 @@ answers are those of `Model`: planned by `planning.py`, cut into events by `turn
 `loading.load_batch`; read `batching/scheduler.py` for how steps are shared.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,6 +13,7 @@ from typing import Any, Unpack
 
 from qwen_edge.errors import EdgeError, UsageError
 from qwen_edge.profiles.choose import Choice
+from qwen_edge.runtime.answer_feed import AnswerFeed, make_last_event
 from qwen_edge.runtime.answer_options import AnswerOptions, resolve_options
 from qwen_edge.runtime.batching.answer_handle import AnswerHandle
 from qwen_edge.runtime.batching.batch_backend import BatchBackend
@@ -23,12 +24,12 @@ from qwen_edge.runtime.batching.batch_options import (
 from qwen_edge.runtime.batching.generate_batch import run_requests
 from qwen_edge.runtime.batching.scheduler import ContinuousBatcher
 from qwen_edge.runtime.chat import Message, check_messages
-from qwen_edge.runtime.events import Answer, Event, FinishReason
+from qwen_edge.runtime.events import Answer, Event
 from qwen_edge.runtime.manifest import DeviceSettings, FormatName
-from qwen_edge.runtime.planning import AnswerPlan, plan_answer
+from qwen_edge.runtime.planning import AnswerPlan, plan_answer, plan_completion
 from qwen_edge.runtime.text_model import ModelCard, TextModel
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
-from qwen_edge.runtime.turn import AnswerReader, collect_answer, show_tokens
+from qwen_edge.runtime.turn import collect_answer, show_tokens
 
 BatchPrompt = str | Sequence[Message]
 
@@ -184,25 +185,74 @@ class BatchModel(TextModel):
                 "prompts is one text; expected a list of them.", "pass [text], or use ask()"
             )
         prompts = list(prompts)
-        readers: dict[int, _Reader] = {}
+        feeds: dict[int, tuple[AnswerFeed, list[Event]]] = {}
 
         def submit(index: int) -> AnswerHandle:
             plan = self._plan(prompts[index], system, options, index)
-            readers[index] = _Reader(plan, self._submit(plan))
-            return readers[index].handle
+            handle = self._submit(plan)
+            feeds[index] = AnswerFeed(plan, handle), []
+            return handle
 
-        runs = run_requests(
-            self.batcher,
-            len(prompts),
-            submit,
-            is_finished=lambda index, _: readers[index].read(),
-        )
+        def is_finished(index: int, _: AnswerHandle) -> bool:
+            feed, events = feeds[index]
+            events += feed.read()
+            return feed.is_finished
+
+        runs = run_requests(self.batcher, len(prompts), submit, is_finished=is_finished)
         with closing(runs):
             for index, outcome in runs:
                 if isinstance(outcome, EdgeError):
                     yield BatchAnswer(index, None, outcome)
                 else:
-                    yield readers.pop(index).finish(index)
+                    yield _gather(index, *feeds.pop(index))
+
+    def open_answer(
+        self,
+        prompt: BatchPrompt,
+        *,
+        on_change: Callable[[], None] | None = None,
+        answer_index: int = 0,
+        **options: Unpack[AnswerOptions],
+    ) -> AnswerFeed:
+        """Ask for an answer that is read without waiting, while another thread makes steps.
+
+        Args:
+            prompt: A text, or the messages of a conversation.
+            on_change: Called by the thread that makes steps when there is something to read. It
+                must return at once.
+            answer_index: Which of several answers to one prompt; each has a seed of its own.
+            **options: See `AnswerOptions`.
+
+        Raises:
+            EdgeError: As `stream`.
+        """
+        plan = self._plan(prompt, None, options, answer_index)
+        return AnswerFeed(plan, self._submit(plan, on_change))
+
+    def open_completion(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        on_change: Callable[[], None] | None = None,
+        answer_index: int = 0,
+        **options: Unpack[AnswerOptions],
+    ) -> AnswerFeed:
+        """Ask for what follows a text, without the chat template; else as `open_answer`.
+
+        Args:
+            prompt: A text, whose control tokens are plain text, or token ids.
+            on_change: See `open_answer`.
+            answer_index: See `open_answer`.
+            **options: Those that have a meaning without a conversation.
+
+        Raises:
+            EdgeError: As `stream`.
+        """
+        self._check_open()
+        plan = plan_completion(
+            self, prompt, resolve_options({}, options), answer_index=answer_index
+        )
+        return AnswerFeed(plan, self._submit(plan, on_change))
 
     def statistics(self) -> BatchStatistics:
         """Return what is being done and was done."""
@@ -220,8 +270,7 @@ class BatchModel(TextModel):
         index: int = 0,
     ) -> AnswerPlan:
         """Return what one answer needs. Changes nothing."""
-        if self.batcher.is_closed:
-            raise UsageError("This model is closed.", "load it again", name=self.name)
+        self._check_open()
         messages = check_messages(
             [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         )
@@ -230,12 +279,19 @@ class BatchModel(TextModel):
         resolved = resolve_options({}, options)
         return plan_answer(self, check_messages(messages), resolved, answer_index=index)
 
-    def _submit(self, plan: AnswerPlan) -> AnswerHandle:
+    def _check_open(self) -> None:
+        if self.batcher.is_closed:
+            raise UsageError("This model is closed.", "load it again", name=self.name)
+
+    def _submit(
+        self, plan: AnswerPlan, on_change: Callable[[], None] | None = None
+    ) -> AnswerHandle:
         return self.batcher.submit(
             plan.prompt_ids,
             plan.picker,
             max_new_tokens=plan.max_new_tokens,
             stop_token_ids=tuple(plan.stop_token_ids),
+            on_change=on_change,
         )
 
     def _show(self, plan: AnswerPlan, handle: AnswerHandle) -> Generator[Event, None, None]:
@@ -244,59 +300,13 @@ class BatchModel(TextModel):
             reason = yield from show_tokens(plan.text, handle.iter_tokens(), plan.stop_token_ids)
         finally:
             handle.cancel()  # where a stop string ended it, or the reader had enough
-        yield _make_last_event(plan, handle, reason)
+        yield make_last_event(plan, handle, reason)
 
 
-class _Reader:
-    """Reads one answer of many as its tokens come, and ends its request when it has enough.
-
-    Args:
-        plan: What the answer is made by.
-        handle: The request.
-    """
-
-    def __init__(self, plan: AnswerPlan, handle: AnswerHandle) -> None:
-        self.handle = handle
-        self._plan = plan
-        self._reader = AnswerReader(plan.text, plan.stop_token_ids)
-        self._events: list[Event] = []
-        self._num_read = 0
-
-    def read(self) -> bool:
-        """Read the new tokens; return whether the answer is at its end."""
-        is_done = self.handle.is_done  # asked first: tokens may come in between
-        for token in self.handle.read(self._num_read):
-            self._num_read += 1
-            self._events.extend(self._reader.push(token))
-            if self._reader.finish_reason is not None:
-                self.handle.cancel()
-                return True
-        return is_done
-
-    def finish(self, index: int) -> BatchAnswer:
-        """Return the answer, of which all has been read."""
-        error = self.handle.result().error if self._reader.finish_reason is None else None
-        if isinstance(error, EdgeError):
-            return BatchAnswer(index, None, error)
-        if error is not None:
-            raise error
-        self._events.extend(self._reader.finish())
-        last = _make_last_event(self._plan, self.handle, self._reader.finish_reason)
-        return BatchAnswer(index, collect_answer(iter([*self._events, last])))
-
-
-def _make_last_event(plan: AnswerPlan, handle: AnswerHandle, reason: FinishReason | None) -> Event:
-    """Return the event that ends an answer.
-
-    Args:
-        plan: What the answer was made by.
-        handle: Its request, ended.
-        reason: Why the text ended; None where the tokens came to an end.
-    """
-    result = handle.result()
-    is_cancelled = reason is None and result.finish_reason == "cancelled"
-    return plan.text.done(
-        reason or ("cancelled" if is_cancelled else "length"),
-        result.timings,
-        plan.dropped_messages,
-    )
+def _gather(index: int, feed: AnswerFeed, events: Sequence[Event]) -> BatchAnswer:
+    """Return an answer of which all has been read."""
+    if isinstance(feed.error, EdgeError):
+        return BatchAnswer(index, None, feed.error)
+    if feed.error is not None:
+        raise feed.error
+    return BatchAnswer(index, collect_answer(iter(events)))

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,14 @@ CACHE_DIR_VARIABLE = "QWEN_EDGE_CACHE_DIR"
 CONFIG_DIR_VARIABLE = "QWEN_EDGE_CONFIG_DIR"
 PROFILE_VARIABLE = "QWEN_EDGE_PROFILE"
 RECIPE_VARIABLE = "QWEN_EDGE_RECIPE"
-_KNOWN = (CACHE_DIR_VARIABLE, CONFIG_DIR_VARIABLE, PROFILE_VARIABLE, RECIPE_VARIABLE)
+API_KEY_VARIABLE = "QWEN_EDGE_API_KEY"
+_KNOWN = (
+    CACHE_DIR_VARIABLE,
+    CONFIG_DIR_VARIABLE,
+    PROFILE_VARIABLE,
+    RECIPE_VARIABLE,
+    API_KEY_VARIABLE,
+)
 
 
 class _Place(NamedTuple):
@@ -46,12 +53,14 @@ class Environment:
         recipe: Default recipe of an export, or None.
         settings_dir: Where a person's own settings are kept, such as tuned ones; None where a
             system names no such place.
+        api_key: What requests to a server have to bring; None where it is not set.
     """
 
     cache_dir: Path | None
     profile: str | None = None
     recipe: str | None = None
     settings_dir: Path | None = None
+    api_key: str | None = field(default=None, repr=False)
 
 
 def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
@@ -72,6 +81,7 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         profile=variables.get(PROFILE_VARIABLE) or None,
         recipe=variables.get(RECIPE_VARIABLE) or None,
         settings_dir=_read_folder(variables, CONFIG_DIR_VARIABLE, _SETTINGS),
+        api_key=variables.get(API_KEY_VARIABLE),
     )
 
 

@@ -23,6 +23,7 @@ from qwen_edge.runtime.decoding.reasoning import (
 from qwen_edge.runtime.decoding.sampling import Sampler, SamplingParams
 from qwen_edge.runtime.decoding.speculation import Speculation
 from qwen_edge.runtime.overflow import FittedConversation, find_newest_turn, fit_conversation
+from qwen_edge.runtime.reasoning import ReasoningSplitter
 from qwen_edge.runtime.soft_switch import will_think
 from qwen_edge.runtime.text_model import TextModel
 from qwen_edge.runtime.turn import TurnText, make_splitter
@@ -104,6 +105,70 @@ def plan_answer(
         text=_make_text(model, prompt_ids, options, tools),
         asked_tokens=options.max_new_tokens,
     )
+
+
+def plan_completion(
+    model: TextModel,
+    prompt: str | Sequence[int],
+    options: ResolvedOptions,
+    *,
+    answer_index: int = 0,
+) -> AnswerPlan:
+    """Check a request to go on with a text, without a template. Changes nothing.
+
+    Args:
+        model: Answers it.
+        prompt: A text, whose control tokens are plain text, or token ids.
+        options: Checked; none of those that belong to a conversation.
+        answer_index: See `plan_answer`.
+
+    Raises:
+        UsageError: The prompt is empty, or an option belongs to a conversation.
+        GrammarError: The output's form has no grammar.
+        ContextFullError: The prompt leaves no room in the context.
+    """
+    _check_for_completion(options)
+    if isinstance(prompt, str) and len(prompt) >= _LONG_TEXT_CHARS:
+        model.check_prompt_tokens(model.tokenizer.count_at_least(prompt), is_lower_bound=True)
+    prompt_ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    if not prompt_ids:
+        raise UsageError("The prompt is empty; expected at least one token.", "give a text")
+    model.check_prompt_tokens(len(prompt_ids))
+    given = options.sampling
+    sampling = (
+        given
+        if isinstance(given, SamplingParams)
+        else replace(model.sampling_defaults(), **(given or {}))
+    )
+    fitted = fit_to_model(
+        sampling.for_answer(answer_index), model.tokenizer, vocab_size=model.vocab_size
+    )
+    inner = None if options.output is None else model.grammars.compile(options.output).start()
+    room = model.max_context_tokens - len(prompt_ids)
+    limit = room if options.max_new_tokens is None else options.max_new_tokens
+    return AnswerPlan(
+        messages=(),
+        dropped_messages=(),
+        prompt_ids=tuple(prompt_ids),
+        picker=TokenPicker(Sampler(fitted, prompt_ids=prompt_ids), inner),
+        drafter=model.drafter if options.speculate else None,
+        max_new_tokens=min(limit, room),
+        stop_token_ids=frozenset((*model.generation.eos_token_ids, *fitted.stop_token_ids)),
+        # What a model would think is text like any other here.
+        text=TurnText(ReasoningSplitter(model.tokenizer.token_bytes, None, None), options.stop),
+        asked_tokens=options.max_new_tokens,
+    )
+
+
+def _check_for_completion(options: ResolvedOptions) -> None:
+    """Raise UsageError for an option that has no meaning without a conversation."""
+    for name in ("thinking", "thinking_budget", "tools"):
+        if getattr(options, name):
+            raise UsageError(
+                f"{name} was given, but a plain text is gone on with: there is no conversation.",
+                f"leave {name} out, or ask with messages",
+                option=name,
+            )
 
 
 def _read_tools(options: ResolvedOptions) -> "tuple[Tool, ...]":

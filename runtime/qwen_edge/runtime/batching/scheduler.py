@@ -82,8 +82,8 @@ class ContinuousBatcher:
             picker: Chooses the tokens; belongs to this answer.
             max_new_tokens: Most tokens of the answer, at least one.
             stop_token_ids: Ids that end it; the one that does is part of it.
-            on_change: Called after every step that added to the answer or ended it, by the
-                thread that made the step. It must return at once.
+            on_change: Called after every step that added to the answer or ended it, by who made
+                the step or closed the batcher. It must return at once.
 
         Raises:
             ContextFullError: Prompt and answer can never fit.
@@ -215,8 +215,12 @@ class ContinuousBatcher:
             planner = self._planner
             for request in [*planner.running, *planner.waiting, *self._incoming]:
                 request.end("cancelled")
+            listeners = list(self._listeners.values())
+            self._listeners.clear()
             self._backend.close()
             self._changed.notify_all()
+        for listener in listeners:
+            listener()
 
     def _count_waiting(self) -> int:
         """Return how many requests are in the line; those that were cancelled are not."""
