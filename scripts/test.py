@@ -24,7 +24,7 @@ def main() -> None:
     )
     parser.add_argument("--tests-only", action="store_true", help="no format, lint or type checks")
     arguments, pytest_arguments = parser.parse_known_args()
-    requirements = [["--editable", ".[export-onnx,dev]", *PEERS]]
+    requirements = [["--editable", ".[export-onnx,serve,dev]", *PEERS]]
     if not arguments.without_torch:
         requirements.insert(0, [TORCH])
     name = ".venv-test-without-torch" if arguments.without_torch else ".venv-test"

@@ -18,7 +18,8 @@ ALLOWED: dict[str, set[str]] = {
     "profiles": {"errors"},
     "runtime": {"errors", "profiles"},
     "export": {"errors", "profiles", "runtime"},
-    "cli": {"errors", "profiles", "runtime"},
+    "server": {"errors", "profiles", "runtime"},
+    "cli": {"errors", "profiles", "runtime", "server"},
 }
 # The places where the command line meets the export, inside functions.
 EXPORT_COMMANDS = (

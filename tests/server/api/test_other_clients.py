@@ -1,0 +1,155 @@
+"""Programs that speak OpenAI's interface in their own ways: litellm, and an agent's tool loop."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
+PARIS = "The capital of France is Paris."
+
+
+@pytest.fixture(scope="module")
+def litellm() -> Iterator[Any]:
+    """Return the library; it fetches a price list from the network unless told not to."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    with warnings.catch_warnings(action="ignore"):  # its import warns of its own dependencies
+        module = pytest.importorskip("litellm", reason="litellm is not installed")
+    module.telemetry = False
+    yield module
+    patch.undo()
+
+
+@pytest.mark.filterwarnings("ignore")
+class TestLitellm:
+    """One library that many programs use to reach any server."""
+
+    def test_a_whole_answer_and_a_stream(self, litellm: Any, served: str) -> None:
+        name = httpx.get(f"{served}/v1/models").json()["data"][0]["id"]
+        request: Any = {
+            "model": f"openai/{name}",
+            "api_base": f"{served}/v1",
+            "api_key": "unused",
+            "messages": CAPITAL,
+            "temperature": 0,
+            "num_retries": 0,
+        }
+        answer = litellm.completion(**request)
+        assert answer.choices[0].message.content == PARIS
+        assert answer.choices[0].message.reasoning_content == "I answer the question."
+        chunks = list(litellm.completion(**request, stream=True))
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == PARIS
+
+    def test_a_tool_and_a_schema(self, litellm: Any, served: str) -> None:
+        name = httpx.get(f"{served}/v1/models").json()["data"][0]["id"]
+        where: Any = {"model": f"openai/{name}", "api_base": f"{served}/v1", "api_key": "unused"}
+        tool = {
+            "type": "function",
+            "function": {
+                "name": "get_weather",
+                "description": "Get the weather of a city.",
+                "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+            },
+        }
+        called = litellm.completion(
+            **where,
+            messages=[{"role": "user", "content": "What is the weather in Paris?"}],
+            tools=[tool],
+            tool_choice="required",
+        )
+        arguments = called.choices[0].message.tool_calls[0].function.arguments
+        assert json.loads(arguments) == {"city": "Paris"}
+        schema = {
+            "type": "object",
+            "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+            "required": ["name", "age"],
+        }
+        formed = litellm.completion(
+            **where,
+            messages=[{"role": "user", "content": "Extract: Anna is 31 years old."}],
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "person", "schema": schema, "strict": True},
+            },
+        )
+        assert json.loads(formed.choices[0].message.content) == {"name": "Anna", "age": 31}
+
+
+def test_an_agent_works_through_its_tools(served: str, tmp_path: Path) -> None:
+    """As coding agents do: stream, gather calls from deltas, run them, send all back, repeat."""
+    ran: list[tuple[str, dict[str, Any]]] = []
+
+    def get_weather(city: str) -> dict[str, Any]:
+        (tmp_path / "asked").write_text(city, encoding="utf-8")
+        return {"temperature": 17, "condition": "rain"}
+
+    tools = [
+        {
+            "type": "function",
+            "function": {
+                "name": "get_weather",
+                "description": "Get the weather of a city.",
+                "parameters": {
+                    "type": "object",
+                    "properties": {"city": {"type": "string"}},
+                    "required": ["city"],
+                },
+            },
+        }
+    ]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "What is the weather in Paris?"}]
+    for _ in range(5):
+        message = _stream_message(served, messages, tools)
+        messages.append(message)
+        if not message.get("tool_calls"):
+            break
+        for call in message["tool_calls"]:
+            arguments = json.loads(call["function"]["arguments"])
+            ran.append((call["function"]["name"], arguments))
+            result = get_weather(**arguments)
+            messages.append(
+                {"role": "tool", "tool_call_id": call["id"], "content": json.dumps(result)}
+            )
+    assert ran == [("get_weather", {"city": "Paris"})]
+    assert (tmp_path / "asked").read_text(encoding="utf-8") == "Paris"
+    assert messages[-1]["content"] == "In Paris it is 17 degrees with rain."
+
+
+def _stream_message(url: str, messages: Any, tools: Any) -> dict[str, Any]:
+    """Return the message that a stream's deltas add up to."""
+    message: dict[str, Any] = {"role": "assistant", "content": ""}
+    calls: dict[int, dict[str, Any]] = {}
+    body = {
+        "messages": messages,
+        "tools": tools,
+        "tool_choice": "auto",
+        "parallel_tool_calls": False,
+        "temperature": 0,
+        "max_tokens": 500,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as response:
+        assert response.status_code == 200
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert lines[-1] == "[DONE]"
+    for chunk in map(json.loads, lines[:-1]):
+        for choice in chunk["choices"]:
+            delta = choice["delta"]
+            message["content"] += delta.get("content") or ""
+            for piece in delta.get("tool_calls", ()):
+                call = calls.setdefault(
+                    piece["index"],
+                    {"id": "", "type": "function", "function": {"name": "", "arguments": ""}},
+                )
+                call["id"] += piece.get("id", "")
+                call["function"]["name"] += piece["function"].get("name", "")
+                call["function"]["arguments"] += piece["function"]["arguments"]
+    if calls:
+        message["tool_calls"] = [calls[index] for index in sorted(calls)]
+    return message
