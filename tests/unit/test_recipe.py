@@ -322,3 +322,11 @@ def test_recipes_of_one_size_are_alike_but_for_their_methods() -> None:
         found = load_recipe(name)
         assert (found.layer_format, found.ratio) == (plain.layer_format, 1)
         assert (found.embedding, found.head) == (plain.embedding, plain.head)
+
+
+def test_a_method_that_is_not_offered_is_refused_with_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "lora.toml"
+    path.write_text('extends = "int4-awq"\nlora_correction = true\n', encoding="utf-8")
+    with pytest.raises(UsageError, match="lora_correction: it is not offered") as caught:
+        load_recipe(path)
+    assert "group_size = 32" in str(caught.value)
