@@ -347,14 +347,14 @@ def test_endless_requests_end_and_leave_no_memory(
     answers_soon(connect, server)
 
 
-def test_a_body_that_is_too_large_is_told_so(shared_server: Any, connect: Any) -> None:
+def test_a_body_that_is_too_large_is_told_so(start_server: Any, connect: Any) -> None:
     """Closing at once would make the client's system throw the answer away."""
-    limit = shared_server.limits.max_body_bytes
-    wire = connect(shared_server).send(post(body=bytes(limit + 1)))
-    reply = wire.read()
+    server = start_server(limits=ServerLimits(linger_s=20))
+    body = bytes(server.limits.max_body_bytes + 1)
+    reply = connect(server).send(post(body=body)).read()
     assert (reply.status, reply.code) == (413, "body_too_large")
     pieces = [b'"' + b"a" * 1_000_000 + b'",'] * 9
-    reply = connect(shared_server).send(chunked(b"[", *pieces)).read()
+    reply = connect(server).send(chunked(b"[", *pieces)).read()
     assert (reply.status, reply.code) == (413, "body_too_large")
 
 

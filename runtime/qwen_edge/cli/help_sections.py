@@ -31,6 +31,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "host", "port", "api_key_file", "random_key", "allow_origin", "allow_host", "metrics",
         ),
         "Started by another program": ("ready_file", "parent_pid", "stop_with_stdin"),
+        "Served by another program": ("emit", "output"),
     }
 )  # fmt: skip
 _LAST_SECTION = "What is shown"

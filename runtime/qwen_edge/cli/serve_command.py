@@ -45,8 +45,12 @@ def command(
       qwen-edge serve ./qwen3-4b-core-ultra-int4
       qwen-edge serve ./qwen3-4b ./qwen3-0.6b --unload-after 600
       qwen-edge serve ./qwen3-4b --host 0.0.0.0 --api-key-file key.txt
+      qwen-edge serve ./qwen3-4b --emit ovms --output ./model-repository
     """
     out = Output(is_quiet=quiet)
+    if flags.emit is not None or flags.output is not None:
+        _emit(packages, load, flags, out, as_json=as_json)
+        return
     _check_extra()
     if flags.random_key and flags.ready_file is None and not as_json:
         raise UsageError(
@@ -82,6 +86,35 @@ def command(
         on_listening=lambda facts: out.notice(f"Listening at {facts.url}; stop with Ctrl-C"),
         on_ready=tell_ready,
     )
+
+
+def _emit(
+    packages: tuple[str, ...], load: LoadOptions, flags: ServeFlags, out: Output, *, as_json: bool
+) -> None:
+    """Write what another server is started with."""
+    from qwen_edge.runtime.package import read_manifest
+    from qwen_edge.server.ovms import write_ovms_folder
+
+    if flags.emit is None or flags.output is None:
+        raise UsageError(
+            "--emit and --output belong together, and one of them is missing.",
+            "give --emit ovms --output DIR",
+            option="emit",
+        )
+    folders = [find_package(package) for package in packages]
+    written = write_ovms_folder(
+        [(folder, read_manifest(folder)) for folder in folders],
+        flags.output,
+        device=load.device,
+        parallel=flags.settings().parallel,
+    )
+    for name, device in zip(written.names, written.devices, strict=True):
+        out.notice(f"{name} on {device}")
+    out.notice(f"Start it: ovms --rest_port 8000 --config_path {written.folder / 'config.json'}")
+    if as_json:
+        out.result_json_line({"folder": str(written.folder), "models": list(written.names)})
+    else:
+        out.result(str(written.folder))
 
 
 def _check_extra() -> None:

@@ -30,6 +30,8 @@ class ServeFlags:
     ready_file: Path | None
     parent_pid: int | None
     stop_with_stdin: bool
+    emit: str | None
+    output: Path | None
 
     def settings(self) -> ServerSettings:
         """Return how answers are to be made.
@@ -116,6 +118,12 @@ _OPTIONS = (
     ),
     click.option("--parent-pid", type=int, metavar="PID", help="Stop when this process is gone."),
     click.option("--stop-with-stdin", is_flag=True, help="Stop when standard input ends."),
+    click.option(
+        "--emit",
+        type=click.Choice(["ovms"]),
+        help="Serve nothing; write what OpenVINO Model Server is started with.",
+    ),
+    click.option("--output", type=_PATH, metavar="DIR", help="Where --emit writes; a new folder."),
 )
 
 

@@ -7,6 +7,7 @@ for that, and `listening.py` for the server that makes these.
 """
 
 import asyncio
+import socket
 import sys
 from typing import Any, ClassVar, cast
 
@@ -22,6 +23,9 @@ from qwen_edge.server.request_log import log_request
 # Bytes that are read and parsed before others have their turn. asyncio's 262,144 can be 40,000
 # chunks of a body, which take the parser half a second.
 _READ_BYTES = 16_384
+# What the system holds for a client that reads slowly. Of its usual 4 MB, a third must be taken
+# before it tells us anything, so slow clients would look like those that read nothing.
+_SEND_BYTES = 65_536
 
 
 class GuardedConnection(H11Protocol):
@@ -39,6 +43,9 @@ class GuardedConnection(H11Protocol):
         self._wire = transport
         if hasattr(transport, "max_size"):
             transport.max_size = _READ_BYTES
+        wire = transport.get_extra_info("socket")
+        if wire is not None:
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
         self._is_closing = False
         self._num_dropped_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None

@@ -50,7 +50,7 @@ class ServerLimits:
     min_body_bytes_per_s: int = 1_024
     idle_s: float = 30.0
     stall_s: float = 30.0
-    linger_s: float = 1.0
+    linger_s: float = 2.0
     stop_s: float = 5.0
 
     def __post_init__(self) -> None:
