@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from qwen_edge.export.calibrated.balance import balance_layer
 from qwen_edge.export.calibrated.moments import SITES, Moments, Site
-from qwen_edge.export.calibrated.rounding import round_with_gptq, round_with_scales
+from qwen_edge.export.calibrated.rounding import SHRINKAGE, round_with_gptq, round_with_scales
 from qwen_edge.export.checkpoint import Checkpoint, widen
 from qwen_edge.export.compress import (
     Compressor,
@@ -114,7 +114,10 @@ class CalibratedCompressor(Compressor):
             )
         else:
             products = moments.products_of(size)
-            done = round_with_scales(weights, products, size, symmetric=symmetric)
+            shrinkage = SHRINKAGE if self._recipe.awq else 0.0
+            done = round_with_scales(
+                weights, products, size, symmetric=symmetric, shrinkage=shrinkage
+            )
         return {key: [array] for key, array in stored_parts(matrix, done).items()}
 
     def _moments_of(self, name: str) -> Moments | None:

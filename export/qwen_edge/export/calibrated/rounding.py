@@ -24,10 +24,9 @@ DAMPING = 0.01
 """Share of the mean square input that is added to every channel's. GPTQ's own value; on the demo
 model 0.001 to 0.1 give KL 0.0184 to 0.0198."""
 SHRINKAGE = 0.45
-"""How far scale estimation moves a group's products towards those of channels that are all of the
-same size and have nothing in common: the text is a sample, another one may use other channels. On
-the demo model it changes nothing that is more than chance, with outliers it gains 7 % of KL on
-texts of other kinds (docs/LOG.md)."""
+"""How far scale estimation moves a group's products towards those of channels that are all alike,
+after AWQ has made them about so: the text is a sample. On the demo model that is no more than
+chance, with outliers it gains 7 % of KL on other texts; without AWQ it costs (docs/LOG.md)."""
 _SHARES = (1.0, 1.1, 1.05, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
 _NUM_REFINEMENTS = 2
 _NUM_LEVELS = 16
@@ -85,7 +84,12 @@ class _Order:
 
 
 def round_with_scales(
-    weights: Matrix, products: Matrix, group_size: int, *, symmetric: bool = True
+    weights: Matrix,
+    products: Matrix,
+    group_size: int,
+    *,
+    symmetric: bool = True,
+    shrinkage: float = 0.0,
 ) -> Quantised:
     """Round to nearest, with the scale of each group that costs the output least.
 
@@ -95,6 +99,7 @@ def round_with_scales(
             mean squares, [in, 1, 1].
         group_size: A divisor of `in`; -1 for a scale per row.
         symmetric: Without zero points.
+        shrinkage: See `SHRINKAGE`.
 
     Returns:
         int4.
@@ -103,7 +108,8 @@ def round_with_scales(
         What NNCF calls scale estimation; it weighs channels alone, here their products count.
     """
     group = weights.shape[1] if group_size == -1 else group_size
-    metrics = [_shrink(products.reshape(-1))] if group_size == -1 else list(map(_shrink, products))
+    whole = [products.reshape(-1)] if group_size == -1 else list(products)
+    metrics = [_shrink(metric, shrinkage) for metric in whole]
 
     def work(rows: Matrix) -> _Rounded:
         columns = np.ascontiguousarray(rows.T)
@@ -290,11 +296,13 @@ def _weigh(metric: Matrix, values: Matrix) -> Matrix:
     return weighed
 
 
-def _shrink(metric: Matrix) -> Matrix:
+def _shrink(metric: Matrix, share: float) -> Matrix:
     """Return products, or mean squares, moved towards those of channels that are all alike."""
+    if not share:
+        return metric
     squares = metric if metric.ndim == 1 else np.diagonal(metric)
-    shrunk: Matrix = metric * np.float32(1 - SHRINKAGE)
-    to_all = np.float32(SHRINKAGE) * squares.mean()
+    shrunk: Matrix = metric * np.float32(1 - share)
+    to_all = np.float32(share) * squares.mean()
     shrunk[... if metric.ndim == 1 else np.diag_indices_from(metric)] += to_all
     return shrunk
 
