@@ -4,16 +4,43 @@
 
 Makes the virtual environment `.venv-test`, installs the project, its test dependencies, the
 programs it is compared with, and a CPU build of torch (only the comparison with Transformers
-needs it), checks format, lint and types, and runs the tests.
+needs it), checks format, lint and types, and runs the tests. Where it may, on Debian as root, it
+installs the browser for the chat page's tests; without one these are skipped and say so.
 """
 
 import argparse
+import os
+import shutil
+import subprocess
 
 from environment import ROOT, make_environment, run
 
 TORCH = "torch==2.13.0"
 # What packages are compared with: both GenAIs open them, NNCF quantises the same weights.
 PEERS = ("openvino-genai==2026.4.1.0", "onnxruntime-genai==0.18.0", "nncf==3.4.0")
+
+# A browser to drive, and the system's libraries that Qt loads though it shows nothing.
+DEBIAN_PACKAGES = (
+    "chromium",
+    "chromium-driver",
+    "libegl1",
+    "libgl1",
+    "libxkbcommon0",
+    "libdbus-1-3",
+)
+
+
+def install_debian_packages() -> None:
+    """Install what tests need of the system, where it is Debian and this is its root."""
+    is_root = hasattr(os, "geteuid") and os.geteuid() == 0
+    if not is_root or shutil.which("apt-get") is None or shutil.which("chromedriver"):
+        return
+    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for arguments in (["update"], ["install", "-y", "--no-install-recommends", *DEBIAN_PACKAGES]):
+        # Not a failure of the tests: those that need it are skipped, with the reason.
+        subprocess.run(
+            ["apt-get", "-qq", *arguments], env=quiet, check=False, stdout=subprocess.DEVNULL
+        )
 
 
 def main() -> None:
@@ -32,6 +59,7 @@ def main() -> None:
     run(
         [python, "scripts/build_kernels.py"]
     )  # installed before, but their sources may have changed
+    install_debian_packages()
     if not arguments.tests_only:
         run([python, "-m", "ruff", "format", "--check", "."])
         run([python, "-m", "ruff", "check", "."])

@@ -26,14 +26,14 @@ from qwen_edge.errors import EdgeError, UsageError
 from qwen_edge.server.access import KEY_FIX
 from qwen_edge.server.connection import GuardedConnection
 from qwen_edge.server.limits import ServerLimits
+from qwen_edge.server.settings import DEFAULT_HOST, DEFAULT_PORT
 
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 8080
 # Accepted in one turn of the loop at most, so this bounds how far connections overshoot.
 _BACKLOG = 128
 _MAX_PORT = 65_535
-# Of the time to stop, what handlers may take; the rest is for the model and the process.
+# Of the time to stop: what handlers may take, and when the process is ended if it still runs.
 _HANDLERS_SHARE = 0.6
+_PROCESS_SHARE = 0.9
 _LOGGER = logging.getLogger("qwen_edge.server")
 
 
@@ -119,8 +119,9 @@ class EdgeServer(uvicorn.Server):
         on_started: Called in the server's loop when it answers.
         on_stopping: Called in the server's loop when it has been asked to stop and still
             answers what has begun; handlers should end within `stop_s` of it.
-        is_process: Whether the process is nothing but this server: what is left of it after
-            `stop_s` is then ended with 0.
+        is_process: Whether the process is nothing but this server. What is left of it when
+            `stop_s` is nearly over is then ended with 0, also after `run` has returned, and
+            without running what was registered for its end.
 
     State:
         `run` returns when the server has stopped: by SIGINT or SIGTERM where it runs in the
@@ -165,7 +166,7 @@ class EdgeServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept nothing more, tell the handlers, and wait for them for a while."""
         if self._is_process:
-            end = threading.Timer(self._limits.stop_s, _end_process)
+            end = threading.Timer(self._limits.stop_s * _PROCESS_SHARE, _end_process)
             end.daemon = True
             end.start()
         if self._on_stopping is not None:
