@@ -72,6 +72,6 @@ def test_tests_install_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["test.py", "--without-torch"])
     script.main()
     [[install]] = calls
-    assert install[:2] == ["--editable", ".[export-onnx,dev]"]
+    assert install[:2] == ["--editable", ".[export-onnx,serve,dev]"]
     names = {Requirement(text).name for text in install[2:]}
     assert {"openvino-genai", "onnxruntime-genai", "nncf"} <= names
