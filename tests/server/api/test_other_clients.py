@@ -1,83 +1,85 @@
 """Programs that speak OpenAI's interface in their own ways: litellm, and an agent's tool loop."""
 
 import json
-import warnings
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 PARIS = "The capital of France is Paris."
 
 
-@pytest.fixture(scope="module")
-def litellm() -> Iterator[Any]:
-    """Return the library; it fetches a price list from the network unless told not to."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    with warnings.catch_warnings(action="ignore"):  # its import warns of its own dependencies
-        module = pytest.importorskip("litellm", reason="litellm is not installed")
-    module.telemetry = False
-    yield module
-    patch.undo()
+# In a process of its own: litellm leaves an event loop open and warns of its own dependencies.
+# It fetches a price list from the network unless told not to.
+_LITELLM = """
+import json, os, sys, warnings
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+warnings.simplefilter("ignore")
+import litellm
+litellm.telemetry = False
+where, requests = json.load(sys.stdin)
+for request in requests:
+    answer = litellm.completion(**where, **request)
+    parts = list(answer) if request.get("stream") else [answer]
+    print(json.dumps([part.model_dump() for part in parts]))
+"""
 
 
-@pytest.mark.filterwarnings("ignore")
-class TestLitellm:
+def ask_with_litellm(url: str, *requests: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """Return each request's answer, or the parts of a streamed one."""
+    name = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
+    where = {"model": f"openai/{name}", "api_base": f"{url}/v1", "api_key": "unused"}
+    done = subprocess.run(
+        [sys.executable, "-c", _LITELLM],
+        input=json.dumps([{**where, "num_retries": 0}, requests]),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+
+
+def test_litellm_gets_answers_streams_tools_and_schemas(served: str) -> None:
     """One library that many programs use to reach any server."""
-
-    def test_a_whole_answer_and_a_stream(self, litellm: Any, served: str) -> None:
-        name = httpx.get(f"{served}/v1/models").json()["data"][0]["id"]
-        request: Any = {
-            "model": f"openai/{name}",
-            "api_base": f"{served}/v1",
-            "api_key": "unused",
-            "messages": CAPITAL,
-            "temperature": 0,
-            "num_retries": 0,
-        }
-        answer = litellm.completion(**request)
-        assert answer.choices[0].message.content == PARIS
-        assert answer.choices[0].message.reasoning_content == "I answer the question."
-        chunks = list(litellm.completion(**request, stream=True))
-        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == PARIS
-
-    def test_a_tool_and_a_schema(self, litellm: Any, served: str) -> None:
-        name = httpx.get(f"{served}/v1/models").json()["data"][0]["id"]
-        where: Any = {"model": f"openai/{name}", "api_base": f"{served}/v1", "api_key": "unused"}
-        tool = {
-            "type": "function",
-            "function": {
-                "name": "get_weather",
-                "description": "Get the weather of a city.",
-                "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-            },
-        }
-        called = litellm.completion(
-            **where,
-            messages=[{"role": "user", "content": "What is the weather in Paris?"}],
-            tools=[tool],
-            tool_choice="required",
-        )
-        arguments = called.choices[0].message.tool_calls[0].function.arguments
-        assert json.loads(arguments) == {"city": "Paris"}
-        schema = {
-            "type": "object",
-            "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
-            "required": ["name", "age"],
-        }
-        formed = litellm.completion(
-            **where,
-            messages=[{"role": "user", "content": "Extract: Anna is 31 years old."}],
-            response_format={
-                "type": "json_schema",
-                "json_schema": {"name": "person", "schema": schema, "strict": True},
-            },
-        )
-        assert json.loads(formed.choices[0].message.content) == {"name": "Anna", "age": 31}
+    tool = {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Get the weather of a city.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+        "required": ["name", "age"],
+    }
+    json_schema = {"name": "person", "schema": schema, "strict": True}
+    whole, stream, called, formed = ask_with_litellm(
+        served,
+        {"messages": CAPITAL, "temperature": 0},
+        {"messages": CAPITAL, "temperature": 0, "stream": True},
+        {
+            "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+            "tools": [tool],
+            "tool_choice": "required",
+        },
+        {
+            "messages": [{"role": "user", "content": "Extract: Anna is 31 years old."}],
+            "response_format": {"type": "json_schema", "json_schema": json_schema},
+        },
+    )
+    message = whole[0]["choices"][0]["message"]
+    assert (message["content"], message["reasoning_content"]) == (PARIS, "I answer the question.")
+    assert "".join(part["choices"][0]["delta"]["content"] or "" for part in stream) == PARIS
+    calls = called[0]["choices"][0]["message"]["tool_calls"]
+    assert json.loads(calls[0]["function"]["arguments"]) == {"city": "Paris"}
+    assert json.loads(formed[0]["choices"][0]["message"]["content"]) == {"name": "Anna", "age": 31}
 
 
 def test_an_agent_works_through_its_tools(served: str, tmp_path: Path) -> None:

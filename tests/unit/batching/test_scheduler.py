@@ -349,7 +349,7 @@ def test_threads_share_steps(make_any_bench: Make, alone: Alone) -> None:
 
 def test_a_thread_may_make_all_steps(make_bench: Make, alone: Alone) -> None:
     bench = make_bench()
-    thread = threading.Thread(target=bench.batcher.run)
+    thread = threading.Thread(target=bench.batcher.run, daemon=True)
     thread.start()
     is_told = threading.Event()
     handle = bench.batcher.submit(

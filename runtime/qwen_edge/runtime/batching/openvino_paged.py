@@ -22,6 +22,7 @@ from qwen_edge.runtime.engine import first_line, import_openvino
 
 _LOGGER = logging.getLogger(__name__)
 _ALIGNMENT_BYTES = 64  # a cache line, and the widest vector
+_FEWEST_ROWS = 2
 
 
 class _Layer:
@@ -129,14 +130,16 @@ class OpenVinoPagedEngine:
             "block_indices": call.block_indices,
             "block_indices_begins": call.block_indices_begins,
             "max_context_len": np.array(call.max_context_tokens, dtype=np.int32),
-            SCORED_ROWS: call.scored_rows,
+            # Without AVX-512, kernels add up a single row in another order than several.
+            SCORED_ROWS: np.resize(call.scored_rows, max(call.scored_rows.size, _FEWEST_ROWS)),
         }
         try:
             for name, array in arrays.items():
                 request.set_tensor(name, self._tensor(array, shared_memory=True))
             # `arrays` holds what the request has addresses of until it is done.
             request.infer(None, share_inputs=True, share_outputs=True)
-            return np.array(request.get_tensor(LOGITS).data[:, 0], dtype=np.float32)
+            rows = request.get_tensor(LOGITS).data[: call.scored_rows.size, 0]
+            return np.array(rows, dtype=np.float32)
         except RuntimeError as error:
             raise DeviceError(
                 f"Device {self._device!r} stopped at {call.token_ids.size:,} tokens of "
