@@ -7,13 +7,14 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import psutil
 import pytest
 
+from qwen_edge.server.connection import GuardedConnection
 from qwen_edge.server.limits import ServerLimits
 
 HOST = b"Host: localhost\r\n"
@@ -30,6 +31,21 @@ FAST = ServerLimits(
 )
 # Memory that a test server may grow by; attacks send much more.
 MAX_GROWTH_BYTES = 24_000_000
+
+
+@pytest.fixture(scope="module")
+def kept_fast_server(tiny_app: Any) -> Iterator[Any]:
+    server = tiny_app.ServerInThread(limits=FAST)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def fast_server(kept_fast_server: Any) -> Any:
+    """Return a server with short limits; others attacked it before."""
+    kept_fast_server.app.seen.clear()
+    kept_fast_server.app.ended.clear()
+    return kept_fast_server
 
 
 def post(path: bytes = b"/v1/echo", *, headers: bytes = b"", body: bytes = b"{}") -> bytes:
@@ -267,6 +283,31 @@ def test_bad_chunks_in_a_body_that_is_being_read(shared_server: Any, connect: An
     answers_soon(connect, shared_server)
 
 
+def test_bad_chunks_after_the_answer_has_begun(shared_server: Any, connect: Any) -> None:
+    """A second answer in the midst of the first would be read as a part of it."""
+    request = chunked(b"{}").replace(b"/v1/echo", b"/v1/begun")
+    wire = connect(shared_server).send(request)
+    received: bytes = wire.socket.recv(65_536)
+    wire.send(b"zz\r\n")
+    try:
+        while part := wire.socket.recv(65_536):
+            received += part
+    except ConnectionError:
+        pass
+    assert received.count(b"HTTP/1.1") == 1
+    assert b"bad_request" not in received
+
+
+def test_headers_do_not_decide_who_a_client_is(shared_server: Any, connect: Any) -> None:
+    headers = b"X-Forwarded-For: 203.0.113.7\r\nX-Forwarded-Proto: https\r\n"
+    reply = (
+        connect(shared_server)
+        .send(b"GET /v1/client HTTP/1.1\r\n" + HOST + headers + b"\r\n")
+        .read()
+    )
+    assert json.loads(reply.body) == {"client": "127.0.0.1", "scheme": "http"}
+
+
 # Too much
 
 
@@ -333,18 +374,34 @@ def flood(wire: Any, head: bytes, piece: bytes, num_bytes: int) -> int:
     ],
 )
 def test_endless_requests_end_and_leave_no_memory(
-    start_server: Any, connect: Any, head: bytes, piece: bytes
+    fast_server: Any, connect: Any, head: bytes, piece: bytes
 ) -> None:
     """The server is in this process, so what is sent here counts too: a piece at a time."""
-    server = start_server(limits=FAST)
     memory = psutil.Process()
     before = memory.memory_info().rss
-    wire = connect(server)
-    wire.socket.settimeout(2)
+    wire = connect(fast_server)
+    wire.socket.settimeout(1)
     num_sent = flood(wire, head, piece, 200_000_000)
     assert num_sent < 200_000_000
     assert memory.memory_info().rss - before < MAX_GROWTH_BYTES
-    answers_soon(connect, server)
+    answers_soon(connect, fast_server)
+
+
+def test_large_bodies_leave_others_their_turn(
+    shared_server: Any, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarter of a megabyte of tiny chunks takes the parser half a second at once."""
+    sizes: list[int] = []
+    receive = GuardedConnection.data_received
+
+    def measure(self: GuardedConnection, data: bytes) -> None:
+        sizes.append(len(data))
+        receive(self, data)
+
+    monkeypatch.setattr(GuardedConnection, "data_received", measure)
+    body = b'{"a": "' + b"x" * 1_000_000 + b'"}'
+    assert connect(shared_server).send(post(body=body)).read().body == body
+    assert max(sizes) <= 16_384
 
 
 def test_a_body_that_is_too_large_is_told_so(start_server: Any, connect: Any) -> None:
@@ -448,11 +505,10 @@ def drip(wire: Any, piece: bytes, until: Callable[[], bool]) -> None:
     ids=["silent", "letter", "headers", "second", "idle", "body", "dripping", "chunks"],
 )
 def test_slow_clients_are_given_up(
-    start_server: Any, connect: Any, first: bytes, piece: bytes, status: int | None
+    fast_server: Any, connect: Any, first: bytes, piece: bytes, status: int | None
 ) -> None:
-    server = start_server(limits=FAST)
     start = time.monotonic()
-    wire = connect(server).send(first)
+    wire = connect(fast_server).send(first)
     if first.startswith(HEALTH):
         assert wire.read().status == 200
     done = threading.Event()
@@ -469,57 +525,70 @@ def test_slow_clients_are_given_up(
 
 
 def test_a_connection_in_use_is_not_given_up(start_server: Any, connect: Any) -> None:
-    server = start_server(limits=replace(FAST, head_s=1.0, idle_s=1.0))
+    server = start_server(limits=replace(FAST, head_s=0.8, idle_s=0.8))
     wire = connect(server)
     for _ in range(4):
         assert wire.send(HEALTH).read().status == 200
-        time.sleep(0.4)
+        time.sleep(0.3)
 
 
-def test_a_long_answer_is_not_given_up(start_server: Any, connect: Any, wait_for: Any) -> None:
-    server = start_server(limits=FAST)
-    wire = connect(server).send(post(b"/v1/hang"))
+def test_a_long_answer_is_not_given_up(fast_server: Any, connect: Any, wait_for: Any) -> None:
+    wire = connect(fast_server).send(post(b"/v1/hang"))
     assert not wire.is_closed(1.0)
     wire.close()
-    wait_for(lambda: server.app.ended == ["client left"])
+    wait_for(lambda: fast_server.app.ended == ["client left"])
 
 
 # Clients that read nothing, and clients that leave
 
 
 def test_a_client_that_reads_nothing_is_dropped(
-    start_server: Any, connect: Any, wait_for: Any
+    fast_server: Any, connect: Any, wait_for: Any
 ) -> None:
-    server = start_server(limits=FAST)
     memory = psutil.Process()
     before = memory.memory_info().rss
-    wire = connect(server, receive_buffer=4_096)
+    wire = connect(fast_server, receive_buffer=4_096)
     wire.send(b"GET /v1/stream HTTP/1.1\r\n" + HOST + b"\r\n")
     for _ in range(5):
-        answers_soon(connect, server)  # the others notice nothing
-    wait_for(lambda: server.app.ended == ["client left"])
+        answers_soon(connect, fast_server)  # the others notice nothing
+    wait_for(lambda: fast_server.app.ended == ["client left"])
     assert memory.memory_info().rss - before < MAX_GROWTH_BYTES
     assert wire.is_closed(10)  # behind what the system still holds for it
 
 
 def test_a_client_that_reads_slowly_is_not_dropped(start_server: Any, connect: Any) -> None:
-    server = start_server(limits=replace(FAST, stall_s=1.0))
+    server = start_server(limits=replace(FAST, stall_s=0.7))
     wire = connect(server, receive_buffer=4_096)
     wire.send(b"GET /v1/stream HTTP/1.1\r\n" + HOST + b"\r\n")
-    deadline = time.monotonic() + 2.5
+    deadline = time.monotonic() + 1.7
     while time.monotonic() < deadline:
         assert wire.socket.recv(65_536)
         time.sleep(0.01)
     assert server.app.ended == []
 
 
+def test_a_large_answer_that_is_fetched_slowly_is_not_dropped(
+    start_server: Any, connect: Any
+) -> None:
+    """Nothing fits in for longer than the limit, but something is taken all the time."""
+    server = start_server(limits=replace(FAST, stall_s=0.5))
+    wire = connect(server, receive_buffer=4_096)
+    wire.send(b"GET /v1/large HTTP/1.1\r\n" + HOST + b"\r\n")
+    deadline = time.monotonic() + 1.7
+    while time.monotonic() < deadline:
+        assert wire.socket.recv(65_536)
+        time.sleep(0.01)
+    assert server.num_connections == 1
+
+
+@pytest.mark.parametrize("header", [b"", b"Connection: close\r\n"], ids=["kept", "closed"])
 def test_an_answer_that_is_not_fetched_is_dropped_too(
-    start_server: Any, connect: Any, wait_for: Any
+    start_server: Any, connect: Any, wait_for: Any, header: bytes
 ) -> None:
     """The handler has long ended; only the connection knows."""
     server = start_server(limits=FAST)
     wire = connect(server, receive_buffer=4_096)
-    wire.send(b"GET /v1/large HTTP/1.1\r\n" + HOST + b"\r\n")
+    wire.send(b"GET /v1/large HTTP/1.1\r\n" + HOST + header + b"\r\n")
     wait_for(lambda: server.num_connections == 1)
     wait_for(lambda: server.num_connections == 0)
 
@@ -527,18 +596,19 @@ def test_an_answer_that_is_not_fetched_is_dropped_too(
 @pytest.mark.parametrize("is_reset", [False, True])
 @pytest.mark.parametrize("rest", [b"", b"\r\n", HEALTH * 3], ids=["", "line end", "requests"])
 def test_handlers_learn_that_the_client_left(
-    start_server: Any, connect: Any, wait_for: Any, is_reset: bool, rest: bytes
+    fast_server: Any, connect: Any, wait_for: Any, is_reset: bool, rest: bytes
 ) -> None:
     """Also when it has sent more behind its request, which stops uvicorn from reading."""
-    server = start_server()
-    wire = connect(server).send(post(b"/v1/hang") + rest)
-    wait_for(lambda: "hanging" in server.app.seen)
+    wire = connect(fast_server).send(post(b"/v1/hang") + rest)
+    wait_for(lambda: "hanging" in fast_server.app.seen)
+    wire.send(rest)
+    time.sleep(0.05)
     if is_reset:
         linger = b"\x01\x00\x00\x00\x00\x00\x00\x00"
         wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     wire.close()
-    wait_for(lambda: server.app.ended == ["client left"])
-    assert "GET /health" not in server.app.seen
+    wait_for(lambda: fast_server.app.ended == ["client left"])
+    assert "GET /health" not in fast_server.app.seen
 
 
 def test_a_client_that_leaves_in_the_midst_of_its_body(
@@ -604,22 +674,21 @@ def test_errors_of_handlers_come_as_openai_has_them(shared_server: Any, connect:
 
 
 def test_no_attack_was_a_bug(
-    start_server: Any, connect: Any, caplog: pytest.LogCaptureFixture
+    fast_server: Any, connect: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Random damage to a request: refused or answered, and nothing is logged as an error."""
     import random
 
     randomly = random.Random(7)
-    server = start_server(limits=FAST)
     request = post(headers=b"Origin: http://localhost\r\nAuthorization: Bearer x\r\n")
     for _ in range(60):
         damaged = bytearray(request)
         for _ in range(randomly.randint(1, 4)):
             damaged[randomly.randrange(len(damaged))] = randomly.randrange(256)
-        wire = connect(server)
+        wire = connect(fast_server)
         wire.send(bytes(damaged))
         wire.socket.shutdown(socket.SHUT_WR)
         wire.is_closed(2)
         wire.close()
-    answers_soon(connect, server)
+    answers_soon(connect, fast_server)
     assert not [record for record in caplog.records if record.levelname in {"ERROR", "CRITICAL"}]

@@ -144,6 +144,16 @@ def test_stop_while_nothing_has_come_yet(page: Any, server: Any) -> None:
     assert [m["role"] for m in server.asked[1].body["messages"]] == ["user", "user"]
 
 
+def test_stop_while_the_model_thinks(page: Any, server: Any) -> None:
+    server.will_answer(wire.reasoning("Hm"), server.gate())
+    page.send("Hi")
+    page.wait_text(".reasoning", "Hm")
+    page.keys(ESCAPE)
+    assert server.asked[0].is_closed.wait(10)
+    page.wait_idle()
+    assert page.text(".thinking summary").startswith("Thought for")
+
+
 def test_a_message_is_edited_and_the_talk_goes_on_from_there(page: Any, server: Any) -> None:
     page.ask("One")
     page.ask("Two")

@@ -88,6 +88,7 @@ def test_what_is_kept_is_not_trusted(page: Any) -> None:
     page.open()
     assert page.text(".user .text") == "<img src=x onerror=alert(1)>"
     assert page.text(ANSWER) == "Hi"
+    assert page.text(".note") == "The page was closed before the answer was complete."
     assert page.ask("go on") == "You said: go on"
 
 
@@ -126,6 +127,12 @@ def test_a_full_queue_is_no_loading_model(page: Any, server: Any) -> None:
     server.will_refuse(503, "All places are taken.", "Try again in 1 s.")
     page.ask("Hi")
     assert page.one(".problem .what").text == "All places are taken."
+
+
+def test_a_stream_that_just_ends_is_no_whole_answer(page: Any, server: Any) -> None:
+    server.will_answer(wire.content("Half an answer"))
+    page.ask("Hi")
+    assert "broke off" in page.one(".problem .what").text
 
 
 def test_a_connection_that_breaks_off(page: Any, server: Any) -> None:

@@ -138,6 +138,15 @@ def test_it_answers_on_ipv6(start_server: Any, connect: Any) -> None:
     assert connect(server, host="::1").send(request).read().status == 200
 
 
+def test_small_parts_are_sent_at_once(start_server: Any, connect: Any) -> None:
+    """Each answer took 44 ms: the system kept its body until its headers were acknowledged."""
+    server = start_server()
+    connect(server).send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").read()
+    [connection] = server.server.server_state.connections
+    accepted = connection.transport.get_extra_info("socket")
+    assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+
+
 def test_handlers_are_told_before_the_server_ends(start_server: Any, connect: Any) -> None:
     told: list[float] = []
     server = start_server(

@@ -44,6 +44,9 @@ class TinyApp:
         self.seen.append(f"{scope['method']} {scope['path']}")
         name = scope["path"].strip("/").replace("/", "_") or "page"
         handler = getattr(self, name, self.not_there)
+        if name == "v1_client":
+            await answer(send, {"client": scope["client"][0], "scheme": scope["scheme"]})
+            return
         await handler(receive, send)
 
     async def not_there(self, receive: Any, send: Any) -> None:
@@ -73,6 +76,12 @@ class TinyApp:
         self.seen.append("hanging")
         await wait_until_client_leaves(receive)
         self.ended.append("client left")
+
+    async def v1_begun(self, receive: Any, send: Any) -> None:
+        """Begin to answer before the body was read."""
+        await begin(send)
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        await wait_until_client_leaves(receive)
 
     async def v1_deaf(self, receive: Any, send: Any) -> None:
         """Hang without looking whether the client is there."""

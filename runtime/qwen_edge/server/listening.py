@@ -9,18 +9,16 @@ import errno
 import ipaddress
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.server import HANDLED_SIGNALS
 
 from qwen_edge.errors import EdgeError, UsageError
 from qwen_edge.server.access import KEY_FIX
@@ -97,7 +95,9 @@ def listen(host: str = DEFAULT_HOST, port: int = DEFAULT_PORT, *, has_key: bool)
             "leave out --host, or " + KEY_FIX,
             option="host",
         )
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named since asyncio sends small parts at once on sockets of TCP only;
+    # otherwise every answer waits 40 ms for the client to acknowledge its headers.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         _set_options(bound, family)
         bound.bind((address, port))
@@ -174,26 +174,13 @@ class EdgeServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop on a signal; on a second one, without waiting for what has begun."""
+        """Stop on a signal; on a second one, without waiting for what has begun.
+
+        uvicorn's own keeps signals and raises them again at the end, which would end the process
+        by the signal instead of with 0.
+        """
         self.force_exit = self.should_exit
         self.should_exit = True
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Handle signals while serving, in the main thread.
-
-        uvicorn's own raises them again afterwards, which would end the process by the signal
-        instead of with 0.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self.handle_exit) for number in HANDLED_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def run_server(
