@@ -5,7 +5,8 @@
 Makes the virtual environment `.venv-test`, installs the project, its test dependencies, the
 programs it is compared with, and a CPU build of torch (only the comparison with Transformers
 needs it), checks format, lint and types, and runs the tests. Where it may, on Debian as root, it
-installs the browser for the chat page's tests; without one these are skipped and say so.
+installs a browser for the chat page's tests, and what Qt loads and Node for the samples'; without
+them these are skipped and say so.
 """
 
 import argparse
@@ -19,7 +20,7 @@ TORCH = "torch==2.13.0"
 # What packages are compared with: both GenAIs open them, NNCF quantises the same weights.
 PEERS = ("openvino-genai==2026.4.1.0", "onnxruntime-genai==0.18.0", "nncf==3.4.0")
 
-# A browser to drive, and the system's libraries that Qt loads though it shows nothing.
+# A browser to drive, the system's libraries that Qt loads though it shows nothing, and Node.
 DEBIAN_PACKAGES = (
     "chromium",
     "chromium-driver",
@@ -27,20 +28,34 @@ DEBIAN_PACKAGES = (
     "libgl1",
     "libxkbcommon0",
     "libdbus-1-3",
+    "libfontconfig1",
 )
+
+
+def find_missing_packages() -> list[str]:
+    """Return which of them this Debian has not."""
+    asked = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n"]
+    known = subprocess.run([*asked, *DEBIAN_PACKAGES], capture_output=True, text=True, check=False)
+    installed = {
+        line.split()[0] for line in known.stdout.splitlines() if line.endswith(" installed")
+    }
+    missing = [name for name in DEBIAN_PACKAGES if name not in installed]
+    return missing if shutil.which("node") else [*missing, "nodejs"]
 
 
 def install_debian_packages() -> None:
     """Install what tests need of the system, where it is Debian and this is its root."""
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0
-    if not is_root or shutil.which("apt-get") is None or shutil.which("chromedriver"):
+    if not is_root or shutil.which("apt-get") is None:
         return
+    missing = find_missing_packages()
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (["update"], ["install", "-y", "--no-install-recommends", *DEBIAN_PACKAGES]):
+    for arguments in (["update"], ["install", "-y", "--no-install-recommends", *missing]):
         # Not a failure of the tests: those that need it are skipped, with the reason.
-        subprocess.run(
-            ["apt-get", "-qq", *arguments], env=quiet, check=False, stdout=subprocess.DEVNULL
-        )
+        if missing:
+            subprocess.run(
+                ["apt-get", "-qq", *arguments], env=quiet, check=False, stdout=subprocess.DEVNULL
+            )
 
 
 def main() -> None:

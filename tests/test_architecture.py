@@ -19,7 +19,9 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": {"errors", "profiles"},
     "export": {"errors", "profiles", "runtime"},
     "server": {"errors", "profiles", "runtime"},
-    "cli": {"errors", "profiles", "runtime", "server"},
+    "bundle": {"errors", "profiles", "runtime"},
+    "cli": {"errors", "profiles", "runtime", "server", "bundle"},
+    "pyinstaller_hooks": set(),
 }
 # The places where the command line meets the export, inside functions.
 EXPORT_COMMANDS = (

@@ -31,6 +31,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "run": ("qwen_edge.cli.run_command", "Answer one prompt, streamed."),
         "chat": ("qwen_edge.cli.chat_command", "Hold a conversation in the terminal."),
         "serve": ("qwen_edge.cli.serve_command", "Serve programs and a chat page."),
+        "bundle": ("qwen_edge.cli.bundle_command", "Make a folder for machines without Python."),
         "batch": ("qwen_edge.cli.batch_command", "Answer many prompts at a time."),
         "verify": ("qwen_edge.cli.verify_command", "Check a package's files and its answers."),
         "quality": ("qwen_edge.cli.quality_command", "Measure what a package lost."),
