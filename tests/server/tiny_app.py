@@ -18,7 +18,7 @@ from qwen_edge.server.http_guard import HttpGuard, guard_settings
 from qwen_edge.server.limits import ServerLimits
 from qwen_edge.server.listening import EdgeServer, listen, run_server
 from qwen_edge.server.refusals import ClientLeftError
-from qwen_edge.server.request_body import read_json_body, wait_until_client_leaves
+from qwen_edge.server.request_body import parse_body, read_body, wait_until_client_leaves
 
 SECRET = "a secret of the handler"
 
@@ -68,11 +68,11 @@ class TinyApp:
         await answer(send, {"data": []})
 
     async def v1_echo(self, receive: Any, send: Any) -> None:
-        await answer(send, await read_json_body(receive, self.limits))
+        await answer(send, parse_body(await read_body(receive, self.limits), self.limits))
 
     async def v1_hang(self, receive: Any, send: Any) -> None:
         """Make an answer for ever, until the client leaves."""
-        await read_json_body(receive, self.limits)
+        await read_body(receive, self.limits)
         self.seen.append("hanging")
         await wait_until_client_leaves(receive)
         self.ended.append("client left")

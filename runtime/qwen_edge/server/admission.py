@@ -23,6 +23,14 @@ class Admission:
         self.num_refused = 0
         self._num_waiting = num_waiting
 
+    def check(self) -> None:
+        """Refuse whoever comes while every place is taken; reading what they want is needless.
+
+        Raises:
+            QueueFullError: Every place is taken.
+        """
+        self._require(1)
+
     @contextmanager
     def enter(self, num_answers: int) -> Iterator[None]:
         """Take places for the answers to one request.
@@ -30,6 +38,14 @@ class Admission:
         Raises:
             QueueFullError: There are not so many.
         """
+        self._require(num_answers)
+        self.num_taken += num_answers
+        try:
+            yield
+        finally:
+            self.num_taken -= num_answers
+
+    def _require(self, num_answers: int) -> None:
         if self.num_taken + num_answers > self.num_places:
             self.num_refused += 1
             raise QueueFullError(
@@ -39,8 +55,3 @@ class Admission:
                 num_taken=self.num_taken,
                 num_places=self.num_places,
             )
-        self.num_taken += num_answers
-        try:
-            yield
-        finally:
-            self.num_taken -= num_answers

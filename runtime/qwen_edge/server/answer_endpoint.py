@@ -26,7 +26,7 @@ from qwen_edge.server.refusals import (
     error_headers,
     to_refusal,
 )
-from qwen_edge.server.request_body import read_json_body
+from qwen_edge.server.request_body import parse_body, read_body
 from qwen_edge.server.settings import ServerSettings
 from qwen_edge.server.starting import Starting
 
@@ -87,8 +87,9 @@ class AnswerEndpoint:
             await reply.refuse(error)
 
     async def _answer(self, receive: Receive, reply: "_Reply") -> None:
-        body = await read_json_body(receive, self._limits)
-        job = self._read_job(body)
+        body = await read_body(receive, self._limits)
+        self._admission.check()
+        job = self._read_job(parse_body(body, self._limits))
         entry = self._registry.find(job.model)
         self._starting.check()
         with self._admission.enter(job.num_answers):

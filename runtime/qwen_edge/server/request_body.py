@@ -23,22 +23,12 @@ _MAX_DIGITS = 64
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-async def read_json_body(receive: Receive, limits: ServerLimits) -> dict[str, object]:
-    """Return the JSON object that a request's body holds.
+async def read_body(receive: Receive, limits: ServerLimits) -> bytes:
+    """Return a request's whole body, however it was cut into pieces.
 
     Args:
         receive: The request's, as ASGI hands it to handlers. Nothing of it was read before.
-        limits: Bytes, seconds, depth and number of values.
-
-    Raises:
-        HttpRefusal: 408, 413 or 400, saying which limit or what is not JSON.
-        ClientLeftError: The client closed the connection first.
-    """
-    return parse_body(await read_body(receive, limits), limits)
-
-
-async def read_body(receive: Receive, limits: ServerLimits) -> bytes:
-    """Return a request's whole body, however it was cut into pieces.
+        limits: Bytes and seconds.
 
     Raises:
         HttpRefusal: 413 beyond `max_body_bytes`; 408 beyond `body_s`, or when less came than

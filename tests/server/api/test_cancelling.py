@@ -94,11 +94,16 @@ def test_exactly_the_excess_is_refused_and_at_once(start_scripted: Start, wait_f
         wait_for(lambda: server.num_wanted == 5, within_s=10)
         refused = [pool.submit(ask, server.url) for _ in range(7)]
         replies = [future.result() for future in refused]
+        unread = httpx.post(
+            f"{server.url}/v1/chat/completions",
+            content=b"no JSON at all",
+            headers={"content-type": "application/json"},
+        )
         server.gate.set()
         answers = [future.result() for future in kept]
     assert [reply.status_code for reply in answers] == [200] * 5
     assert [reply.status_code for reply in replies] == [503] * 7
-    for reply in replies:
+    for reply in [*replies, unread]:  # what nobody can answer now is not looked at
         assert reply.json()["error"]["code"] == "queue_full"
         assert int(reply.headers["retry-after"]) >= 1
         assert reply.elapsed.total_seconds() < 1
