@@ -96,7 +96,8 @@ class Tool:
         # Shown as given: a model may make use of what is not known here, such as "strict".
         shown = schema if inner is not schema else {"type": "function", "function": schema}
         if not _is_plain(shown):
-            raise _refusal(repr(name), ["it holds more than JSON data"])
+            too_deep = f"is nested more than {MAX_SCHEMA_DEPTH} deep"
+            raise _refusal(repr(name), [f"it holds more than JSON data, or {too_deep}"])
         return cls(
             name,
             "" if description is None else description,
