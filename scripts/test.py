@@ -5,8 +5,8 @@
 Makes the virtual environment `.venv-test`, installs the project, its test dependencies, the
 programs it is compared with, and a CPU build of torch (only the comparison with Transformers
 needs it), checks format, lint and types, and runs the tests. Where it may, on Debian as root, it
-installs a browser for the chat page's tests, and what Qt loads and Node for the samples'; without
-them these are skipped and say so.
+installs a browser for the chat page's tests, what Qt loads and Node for the samples', and strace.
+Without them tests are skipped and say so, or (strace) see Python's sockets only.
 """
 
 import argparse
@@ -20,7 +20,8 @@ TORCH = "torch==2.13.0"
 # What packages are compared with: both GenAIs open them, NNCF quantises the same weights.
 PEERS = ("openvino-genai==2026.4.1.0", "onnxruntime-genai==0.18.0", "nncf==3.4.0")
 
-# A browser to drive, the system's libraries that Qt loads though it shows nothing, and Node.
+# A browser to drive, the system's libraries that Qt loads though it shows nothing, and what tells
+# which sockets a process opens.
 DEBIAN_PACKAGES = (
     "chromium",
     "chromium-driver",
@@ -29,6 +30,7 @@ DEBIAN_PACKAGES = (
     "libxkbcommon0",
     "libdbus-1-3",
     "libfontconfig1",
+    "strace",
 )
 
 

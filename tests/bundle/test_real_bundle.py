@@ -203,6 +203,19 @@ def test_verify_counts_everything(bundle: Bundle, start: Any) -> None:
     assert ", intact, all " in done.stdout and "The program: " in done.stderr
 
 
+def run_python(bundle: Bundle, code: str) -> str:
+    """Return what the bundle's interpreter prints."""
+    done = subprocess.run(
+        [str(bundle.folder / "lib" / "python3"), "-c", code],
+        env={"LD_LIBRARY_PATH": str(bundle.folder / "lib")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_its_commands_and_modules_are_all_there(bundle: Bundle, start: Any) -> None:
     for line in (("--help",), ("run", "--help"), ("serve", "--help"), ("doctor", "--json")):
         done = start(bundle.folder, *line)
@@ -217,15 +230,7 @@ def test_its_commands_and_modules_are_all_there(bundle: Bundle, start: Any) -> N
         "names = [n for n in names if not n.endswith(skipped)]\n"
         "[importlib.import_module(n) for n in names]; print(len(names))"
     )
-    done = subprocess.run(
-        [str(bundle.folder / "lib" / "python3"), "-c", code],
-        env={"LD_LIBRARY_PATH": str(bundle.folder / "lib")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 200
+    assert int(run_python(bundle, code)) > 200
 
 
 def test_numpy_multiplies_and_refuses_linear_algebra(bundle: Bundle) -> None:
@@ -240,15 +245,7 @@ def test_numpy_multiplies_and_refuses_linear_algebra(bundle: Bundle) -> None:
         "try:\n    np.linalg.det(np.eye(3))\n"
         "except RuntimeError as error:\n    print(error)\n"
     )
-    done = subprocess.run(
-        [str(bundle.folder / "lib" / "python3"), "-c", code],
-        env={"LD_LIBRARY_PATH": str(bundle.folder / "lib")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "which this bundle leaves out" in done.stdout
+    assert "which this bundle leaves out" in run_python(bundle, code)
 
 
 def test_the_model_is_the_package(bundle: Bundle, demo_package: Path) -> None:

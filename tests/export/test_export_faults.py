@@ -18,7 +18,7 @@ import pytest
 
 from qwen_edge.errors import OutputFolderError, ParityError, ResourceError
 from qwen_edge.export import ExportRequest, ExportResult, export
-from qwen_edge.export.output_lock import lock_output
+from qwen_edge.runtime.output_lock import lock_output
 from qwen_edge.runtime.package import read_manifest, verify_package
 
 CheckpointMaker = Callable[..., Path]

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen_edge.errors import OutputFolderError, ResourceError, format_bytes
-from qwen_edge.export.output_lock import lock_output
 from qwen_edge.runtime.manifest import FORMAT, MANIFEST_NAME
+from qwen_edge.runtime.output_lock import lock_output
 
 logger = logging.getLogger(__name__)
 

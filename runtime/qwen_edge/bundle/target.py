@@ -16,6 +16,7 @@ from pathlib import Path
 
 from qwen_edge.bundle.sums import SUMS_NAME, list_files, read_sums
 from qwen_edge.errors import OutputFolderError, PackageError, ResourceError, format_bytes
+from qwen_edge.runtime.output_lock import lock_output
 
 FORMAT = "qwen-edge-bundle"
 FACTS_NAME = "bundle.json"
@@ -157,7 +158,7 @@ def stage(target: Path) -> Iterator[Path]:
         What an interrupted bundle left at this place is removed first.
     """
     folder = target.with_name(f".{target.name}.partial")
-    with _locked(target):
+    with lock_output(target, "process"):
         _recover(target)
         try:
             remove(folder)
@@ -184,41 +185,6 @@ def _recover(target: Path) -> None:
     replaced = _replaced_name(target)
     if replaced.is_dir() and not os.path.lexists(target) and _is_ours(replaced):
         os.replace(replaced, target)
-
-
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Keep other processes from making a bundle at the same place.
-
-    The system lets go of the lock when its holder dies; the file that is locked may stay.
-    """
-    path = target.with_name(f".{target.name}.lock")
-    with path.open("a+b") as stream:
-        if not _lock(stream.fileno()):
-            raise OutputFolderError(
-                f"Another process makes a bundle at {str(target)!r}.", f"wait, or {_ELSEWHERE}"
-            )
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # Windows, while it is open
-                path.unlink()
-
-
-def _lock(descriptor: int) -> bool:
-    """Lock an open file for this process; returns whether nobody else has it."""
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def publish(folder: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""One export at a time per target: a lock that the system lets go of when its holder dies.
+"""One writer at a time per target: a lock that the system lets go of when its holder dies.
 
 The lock is a file beside the target, so that it is the same file for every process, user and
 TMPDIR. It holds the process id of the holder and is removed with the lock. It does not know
@@ -22,11 +22,12 @@ _LOCKED_BYTE = 1 << 30
 
 
 @contextlib.contextmanager
-def lock_output(target: Path) -> Iterator[None]:
+def lock_output(target: Path, writer: str = "export") -> Iterator[None]:
     """Hold the lock of one target, or refuse at once.
 
     Args:
-        target: The package folder to be; its parent exists and can be written to.
+        target: The folder to be; its parent exists and can be written to.
+        writer: What the refusal calls the holder.
 
     Raises:
         OutputFolderError: Another process holds it; the text names its process id.
@@ -41,7 +42,7 @@ def lock_output(target: Path) -> Iterator[None]:
         pid = _read_pid(path)
         holder = f" (process {pid})" if pid else ""
         raise OutputFolderError(
-            f"Another export is writing to {str(target)!r}{holder}.",
+            f"Another {writer} is writing to {str(target)!r}{holder}.",
             "wait until it is done, or choose another place with --output DIR",
             folder=str(target),
             pid=pid,
@@ -65,7 +66,7 @@ def _acquire(path: Path) -> int | None:
             if exc.errno in _HELD:
                 os.close(descriptor)
                 return None
-            # Some network file systems have no locks; then two exports are not kept apart.
+            # Some network file systems have no locks; then two writers are not kept apart.
             _log.warning("%s cannot be locked: %s", path.parent, exc.strerror or exc)
         # Its last holder may have removed the file after it was opened here: such a lock
         # would keep nobody out.

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from qwen_edge.errors import OutputFolderError
-from qwen_edge.export import output_lock
-from qwen_edge.export.output_lock import lock_output
+from qwen_edge.runtime import output_lock
+from qwen_edge.runtime.output_lock import lock_output
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
@@ -19,7 +19,7 @@ RACE = """
 import os, sys, time
 from pathlib import Path
 from qwen_edge.errors import OutputFolderError
-from qwen_edge.export.output_lock import lock_output
+from qwen_edge.runtime.output_lock import lock_output
 
 target = Path(sys.argv[1]) / "package"
 number = Path(sys.argv[1]) / "number"
@@ -54,7 +54,7 @@ print(number.read_text(), sorted(os.listdir(sys.argv[1])))
 HOLD = """
 import sys, time
 from pathlib import Path
-from qwen_edge.export.output_lock import lock_output
+from qwen_edge.runtime.output_lock import lock_output
 with lock_output(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
