@@ -1,6 +1,6 @@
 """Set up everything the tests need and run them all.
 
-    python scripts/test.py [--without-torch] [arguments for pytest …]
+    python scripts/test.py [--without-torch] [--trust] [arguments for pytest …]
 
 Makes the virtual environment `.venv-test`, installs the project, its test dependencies, the
 programs it is compared with, and a CPU build of torch (only the comparison with Transformers
@@ -66,6 +66,11 @@ def main() -> None:
     parser.add_argument(
         "--without-torch", action="store_true", help="leave out the comparison with Transformers"
     )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="only what docs/reliability.md promises, with its table",
+    )
     parser.add_argument("--tests-only", action="store_true", help="no format, lint or type checks")
     arguments, pytest_arguments = parser.parse_known_args()
     requirements = [["--editable", ".[export-onnx,serve,dev]", *PEERS]]
@@ -81,6 +86,8 @@ def main() -> None:
         run([python, "-m", "ruff", "format", "--check", "."])
         run([python, "-m", "ruff", "check", "."])
         run([python, "-m", "mypy"])
+    if arguments.trust:
+        pytest_arguments = ["-m", "trust", "--trust-table", *pytest_arguments]
     # A process per core; who has nothing left to do takes from the other.
     run([python, "-m", "pytest", "-n", "auto", "--dist", "worksteal", *pytest_arguments])
 

@@ -1,7 +1,8 @@
 """Write the reference pages that are made from the program itself.
 
 docs/cli.md from the help texts, docs/errors.md from the error classes, docs/profiles.md from
-the catalog, docs/gpu.md from the GPU's profile and formula. `--check` writes nothing and ends
+the catalog, docs/gpu.md from the GPU's profile and formula, the rows of docs/reliability.md from
+the tests. `--check` writes nothing and ends
 with 1 when a page is not current.
 
     python scripts/write_docs.py [--check]
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
+from reliability_page import reliability_page
 
 from qwen_edge.cli.main import cli
 from qwen_edge.errors import EdgeError
@@ -65,6 +67,7 @@ def make_pages() -> dict[str, str]:
         "errors.md": errors_page(),
         "profiles.md": profiles_page(),
         "gpu.md": gpu_page(),
+        "reliability.md": reliability_page(),
     }
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ("trust_rows",)
+
 # A limit of time on a single example says how busy the machine is, not whether a law holds.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")

@@ -1,6 +1,7 @@
 """The pages that are made from the program are current."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -13,10 +14,12 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def write_docs() -> ModuleType:
     """Return the script as a module."""
+    sys.path.insert(0, str(ROOT / "scripts"))  # where its other half lies
     spec = importlib.util.spec_from_file_location("write_docs", ROOT / "scripts/write_docs.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    sys.path.remove(str(ROOT / "scripts"))
     return module
 
 
