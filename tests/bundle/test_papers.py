@@ -104,10 +104,12 @@ def test_zips_are_the_same_bytes(tmp_path: Path) -> None:
     (folder / "start").chmod(0o755)
     (folder / "lib" / "ü.txt").write_text("text")
     (folder / "weights.bin").write_bytes(bytes(2 << 20))
-    write_folder_zip(folder, tmp_path / "1.zip")
+    with (tmp_path / "1.zip").open("wb") as file:
+        write_folder_zip(folder, file)
     for path in folder.rglob("*"):
         os.utime(path, (1, 1))
-    write_folder_zip(folder, tmp_path / "2.zip")
+    with (tmp_path / "2.zip").open("wb") as file:
+        write_folder_zip(folder, file)
     assert (tmp_path / "1.zip").read_bytes() == (tmp_path / "2.zip").read_bytes()
     with zipfile.ZipFile(tmp_path / "1.zip") as archive:
         assert archive.namelist() == ["app/lib/ü.txt", "app/start", "app/weights.bin"]

@@ -1,13 +1,17 @@
 """Where a bundle may go, and that an interruption leaves nothing half-written."""
 
+import contextlib
+import errno
 import json
-import os
+import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
+from scripted_disks import FailingDisk
+from trust_rows import Cases
 
-from qwen_edge.bundle.sums import write_sums
+from qwen_edge.bundle.sums import SUMS_NAME, write_sums
 from qwen_edge.bundle.target import (
     FACTS_NAME,
     FORMAT,
@@ -18,6 +22,7 @@ from qwen_edge.bundle.target import (
     zip_of,
 )
 from qwen_edge.errors import OutputFolderError, ResourceError
+from qwen_edge.runtime.files.writing import make_folder, using_disk, write_text
 
 
 def make_earlier(target: Path, content: str = "old") -> None:
@@ -91,27 +96,38 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
         assert list(folder.iterdir()) == []
         assert (tmp_path / "app" / "file").read_text() == "old"  # it had been moved away
         (folder / "file").write_text("new")
+        (folder / FACTS_NAME).write_text(json.dumps({"format": FORMAT}))
         publish(folder, tmp_path / "app")
     assert [path.name for path in tmp_path.iterdir()] == ["app"]
     assert (tmp_path / "app" / "file").read_text() == "new"
 
 
-def test_a_failed_last_step_brings_the_old_one_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_earlier(tmp_path / "app")
-    replace = os.replace
+@pytest.mark.trust("T-EXP-06")
+def test_a_disk_that_fails_at_any_step_leaves_the_old_one(tmp_path: Path, cases: Cases) -> None:
+    number = 0
+    while True:
+        number += 1
+        for path in tmp_path.iterdir():
+            shutil.rmtree(path)
+        make_earlier(tmp_path / "app")
+        disk = FailingDisk(number, OSError(errno.EIO, "broken"))
+        with using_disk(disk), contextlib.suppress(OSError), stage(tmp_path / "app") as folder:
+            make_folder(folder / "deep")
+            write_text(folder / "deep" / "file", "new")
+            write_text(folder / FACTS_NAME, json.dumps({"format": FORMAT}))
+            publish(folder, tmp_path / "app")
+        is_new = (tmp_path / "app" / "deep" / "file").is_file()
+        expected = {"deep", "deep/file"} if is_new else {"file", SUMS_NAME}
+        assert set(list_tree(tmp_path / "app")) == {FACTS_NAME, *expected}, disk.struck
+        if disk.struck is None:
+            break
+    assert is_new
+    assert number > 12
+    cases(number - 1, claim="failed")
 
-    def fail_once(source: Path, target: Path) -> None:
-        if source.name.endswith(".partial"):
-            raise PermissionError("in use")
-        replace(source, target)
 
-    monkeypatch.setattr("qwen_edge.bundle.target.os.replace", fail_once)
-    with pytest.raises(PermissionError), stage(tmp_path / "app") as folder:
-        publish(folder, tmp_path / "app")
-    assert [path.name for path in tmp_path.iterdir()] == ["app"]
-    assert (tmp_path / "app" / "file").read_text() == "old"
+def list_tree(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
 
 
 def test_two_at_once_are_kept_apart(tmp_path: Path) -> None:

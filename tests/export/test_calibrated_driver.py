@@ -1,14 +1,12 @@
 """Calibration from the embedding to the last layer: stopped anywhere, it comes to the same."""
 
 import errno
-import io
 import json
 import os
 import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scripted_disks import SmallDisk
 
 import qwen_edge.export
 from qwen_edge.errors import CheckpointError, OutputFolderError
@@ -33,6 +32,7 @@ from qwen_edge.export.quality.texts import read_built_in, shorten
 from qwen_edge.export.weight_store import Format, WeightStore
 from qwen_edge.profiles.matrix_format import MatrixFormat
 from qwen_edge.profiles.recipe import Recipe, load_recipe
+from qwen_edge.runtime.files.writing import using_disk
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -417,46 +417,18 @@ def test_a_layer_that_overflows_is_named(
     assert f"layer-{layer}.safetensors" not in broken.files
 
 
-class FullDisk(io.FileIO):
-    """A file on a disk that has room for so many bytes."""
-
-    room = 0
-
-    def write(self, data: Any) -> int:
-        """Write, or find the disk full."""
-        size = memoryview(data).nbytes
-        if size > FullDisk.room:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        FullDisk.room -= size
-        return super().write(data)
-
-
-@contextmanager
-def full_disk(folder: Path, room: int) -> Any:
-    """Give a folder's new files so many bytes in all."""
-    FullDisk.room = room
-    real = Path.open
-
-    def open_file(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        if path.parent == folder and mode == "wb":
-            return FullDisk(path, "wb")
-        return real(path, mode, *arguments, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "open", open_file)
-        yield
-
-
 @pytest.mark.usefixtures("quick_layers")
 def test_a_full_disk_leaves_what_is_done(job: Job, straight: Result, tmp_path: Path) -> None:
     measured = replace(job, folder=tmp_path / "measured")
-    with full_disk(measured.folder, 1 << 30):
+    disk = SmallDisk(measured.folder, 1 << 30)
+    with using_disk(disk):
         measured.run()
-        needed = (1 << 30) - FullDisk.room
+    needed = (1 << 30) - disk.room_bytes
     finished = []
     for share in (0.0, 0.3, 0.99):
         each = replace(job, folder=tmp_path / f"work {share}")
-        with full_disk(each.folder, int(share * needed)), pytest.raises(OSError) as caught:
+        disk = SmallDisk(each.folder, int(share * needed))
+        with using_disk(disk), pytest.raises(OSError) as caught:
             each.run()
         assert caught.value.errno == errno.ENOSPC
         told, result = first_told(each)

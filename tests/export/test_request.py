@@ -15,7 +15,7 @@ from qwen_edge.export.request import DEFAULT_MODEL, ExportRequest, package_name,
 from qwen_edge.profiles.profile import load_profile
 from qwen_edge.profiles.recipe import load_recipe
 from qwen_edge.runtime.environment import Environment
-from qwen_edge.runtime.plain_name import check_plain_name
+from qwen_edge.runtime.files.plain_name import check_plain_name
 
 EMPTY = Environment(cache_dir=None)
 

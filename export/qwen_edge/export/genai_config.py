@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qwen_edge.runtime.files.writing import write_text
 from qwen_edge.runtime.manifest import MODEL_ONNX, GenerationFacts, ModelFacts, OnnxFacts
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
 
@@ -81,7 +82,7 @@ def build_genai_config(
 def write_genai_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write the file into a folder; the same object gives the same bytes on every system."""
     text = json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    (folder / GENAI_CONFIG).write_bytes(text.encode("ascii"))
+    write_text(folder / GENAI_CONFIG, text)
 
 
 def _decoder(model: ModelFacts, onnx: OnnxFacts) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from qwen_edge.export.onnx_parts import GraphBuilder
 from qwen_edge.export.onnx_weights import OnnxWeights
 from qwen_edge.export.portable_operators import PortableOperators
 from qwen_edge.export.weight_store import WeightStore
+from qwen_edge.runtime.files.writing import note_written
 from qwen_edge.runtime.manifest import MODEL_ONNX, MODEL_ONNX_DATA
 
 
@@ -49,4 +50,5 @@ def write_onnx_model(
             operators = RuntimeOperators(spec, weights, builder, max_context_tokens)
         model = build_onnx_decoder(spec, operators, builder)
     ir.save(model, path)
+    note_written(path)
     onnx.checker.check_model(str(path))

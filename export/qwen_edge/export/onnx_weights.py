@@ -6,17 +6,17 @@ float16 scales become float32. Everything is appended to one data file in blocks
 graph refers to it by offset, so a model of any size is written in the memory of a block.
 """
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from qwen_edge.export.weight_store import StoredTensor, WeightStore
+from qwen_edge.runtime.files.writing import open_for_writing
 
 _BLOCK_VALUES = 1 << 24  # weights in memory at once
 # Large tensors begin where Windows can map them; ONNX asks for a page, Windows for 64 KiB.
@@ -72,7 +72,7 @@ class OnnxWeights:
     def __init__(self, store: WeightStore, path: Path) -> None:
         self._store = store
         self._path = path
-        self._file: io.BufferedWriter | None = path.open("wb")
+        self._file: BinaryIO | None = open_for_writing(path)
         self._done: dict[str, Any] = {}
 
     def __enter__(self) -> Self:

@@ -10,7 +10,8 @@ from qwen_edge.export.openvino_graph import build_decoder
 from qwen_edge.export.seal import raise_for_full_disk
 from qwen_edge.export.weight_store import WeightStore
 from qwen_edge.runtime.engine import import_openvino
-from qwen_edge.runtime.manifest import MODEL_XML, DeviceSettings
+from qwen_edge.runtime.files.writing import note_written
+from qwen_edge.runtime.manifest import MODEL_BIN, MODEL_XML, DeviceSettings
 
 # What a plugin reads from the IR's `runtime_options` unless the program says otherwise.
 # Source: OpenVINO 2026.4.1, src/plugins/intel_cpu/src/config.cpp (applyRtInfo).
@@ -50,6 +51,7 @@ def write_openvino_model(
         model.set_rt_info(value, ["runtime_options", key])
     try:
         ov.save_model(model, folder / MODEL_XML, compress_to_fp16=False)
+        note_written(folder / MODEL_XML, folder / MODEL_BIN)
     except RuntimeError as exc:
         # "basic_ios::clear: iostream error" is all it says of a full disk or a size limit.
         raise_for_full_disk(folder, exc)

@@ -23,6 +23,13 @@ from qwen_edge.errors import (
 from qwen_edge.profiles.matrix_format import FOUR_BITS
 from qwen_edge.profiles.recipe import Recipe
 from qwen_edge.runtime.engine import import_openvino
+from qwen_edge.runtime.files.writing import (
+    note_written,
+    open_for_writing,
+    remove,
+    remove_file,
+    rename,
+)
 from qwen_edge.runtime.manifest import MODEL_BIN, MODEL_XML, ModelFacts
 
 _MIN_COUNTED_VALUES = 4_096  # smaller constants are norms, biases and shapes
@@ -79,7 +86,7 @@ def export_with_optimum(source: Path, folder: Path, recipe: Recipe) -> None:
     command += ["--model", str(source), "--task", "text-generation-with-past"]
     command += [*optimum_options(recipe), "--disable-convert-tokenizer", str(work)]
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NNCF_CI": "1"}
-    with log.open("wb") as stream:
+    with open_for_writing(log) as stream:
         done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
@@ -91,11 +98,10 @@ def export_with_optimum(source: Path, folder: Path, recipe: Recipe) -> None:
     if done.returncode:
         raise _refused(done.returncode, log)
     for name in (MODEL_XML, MODEL_BIN):
-        os.replace(work / name, folder / name)
-    for path in sorted(work.iterdir()):
-        path.unlink()
-    work.rmdir()
-    log.unlink()
+        rename(work / name, folder / name)
+        note_written(folder / name)
+    remove(work)
+    remove_file(log)
     _check_inputs(folder / MODEL_XML)
 
 

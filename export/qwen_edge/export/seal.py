@@ -1,15 +1,14 @@
 """Putting a finished package in its place: all of it or nothing.
 
 A package is written into a staging folder beside its target, forced to the disk, and
-renamed into place. An interruption at any point leaves the earlier package or none, and
-at most a staging folder whose name says whose it is, which the next export removes. This
-module decides which folders may be replaced; it does not know what is in a package.
+renamed into place (`runtime/files/publishing.py`). An interruption at any point leaves the earlier
+package or none, and at most a staging folder whose name says whose it is, which the next export
+removes. This module decides which folders may be replaced; it does not know what is in a package.
 """
 
 import contextlib
 import errno
 import json
-import logging
 import os
 import shutil
 import stat
@@ -19,17 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from qwen_edge.errors import OutputFolderError, ResourceError, format_bytes
+from qwen_edge.runtime.files.publishing import publish_folder, staging_folder
+from qwen_edge.runtime.files.writing import DISK_FULL
 from qwen_edge.runtime.manifest import FORMAT, MANIFEST_NAME
-from qwen_edge.runtime.output_lock import lock_output
 
-logger = logging.getLogger(__name__)
-
-_STAGING_SUFFIX = ".partial"
-_REPLACED_SUFFIX = ".replaced"
 _MAX_MANIFEST_BYTES = 4 << 20  # more than `read_manifest` takes
 _SMALL_DISK_BYTES = 64_000_000  # an engine's error may name no cause; less than this free is one
 _DISK_FAULTS = frozenset({errno.EIO, errno.EROFS, errno.ENXIO})
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
 @dataclass(frozen=True)
@@ -130,6 +125,10 @@ def _read_our_manifest(folder: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and content.get("format") == FORMAT else None
 
 
+def _is_ours(folder: Path) -> bool:
+    return _read_our_manifest(folder) is not None
+
+
 @contextlib.contextmanager
 def stage(target: Path, *, force: bool) -> Iterator[Staging]:
     """Lock a target, make its staging folder, and clean up whatever happens.
@@ -152,28 +151,22 @@ def stage(target: Path, *, force: bool) -> Iterator[Staging]:
     # Not `resolve`, which would follow a link at the target to what must not be replaced.
     target = Path(os.path.abspath(target))  # noqa: PTH100
     check_target(target, force=True)
-    with lock_output(target):
-        _recover(target)
-        check_target(target, force=force)
-        folder = target.with_name(f".{target.name}{_STAGING_SUFFIX}")
-        try:
-            _remove(folder)
-            folder.mkdir()
+    try:
+        with staging_folder(target, _is_ours, "export") as folder:
+            check_target(target, force=force)
             yield Staging(folder, target, force)
-        except OSError as exc:
-            _raise_for_disk(exc, folder)
-            raise
-        finally:
-            _remove(folder)
+    except OSError as exc:
+        _raise_for_disk(exc, target)
+        raise
 
 
-def _raise_for_disk(error: OSError, folder: Path) -> None:
+def _raise_for_disk(error: OSError, target: Path) -> None:
     """Raise what a person can act on for an error of the disk; return for any other."""
-    if error.errno in _DISK_FULL:
-        raise disk_full(folder) from error
+    if error.errno in DISK_FULL:
+        raise disk_full(target.parent) from error
     if error.errno in _DISK_FAULTS:
         raise ResourceError(
-            f"The disk of {str(folder.parent)!r} could not be written: "
+            f"The disk of {str(target.parent)!r} could not be written: "
             f"{error.strerror or error}. Nothing was published, the target is as it was.",
             "check the disk, or write to another one with --output DIR",
             errno=error.errno,
@@ -193,26 +186,9 @@ def publish(staging: Staging) -> None:
     State:
         The target is the new package afterwards. If the last step fails, it is the old one.
     """
-    for path in sorted(staging.folder.iterdir()):
-        if path.name != MANIFEST_NAME:
-            _sync(path)
-    _sync(staging.folder / MANIFEST_NAME)
-    _sync(staging.folder)
     # A second look: building took minutes, in which anything may have appeared there.
     check_target(staging.target, force=staging.force)
-    replaced = _replaced_name(staging.target)
-    try:
-        if os.path.lexists(staging.target):
-            # No system renames a folder over a full one. Between these two steps a kill leaves
-            # the old package under its other name, from where `_recover` brings it back.
-            _rename_away(staging.target, replaced)
-        os.replace(staging.folder, staging.target)
-    except BaseException:  # Ctrl-C as well
-        if replaced.is_dir() and not os.path.lexists(staging.target):
-            os.replace(replaced, staging.target)
-        raise
-    _sync(staging.target.parent)
-    _discard(replaced)
+    publish_folder(staging.folder, staging.target, name_last=MANIFEST_NAME)
 
 
 def check_disk(parent: Path, needed_bytes: int) -> None:
@@ -239,82 +215,16 @@ def check_disk(parent: Path, needed_bytes: int) -> None:
         )
 
 
-def _replaced_name(target: Path) -> Path:
-    return target.with_name(f".{target.name}{_REPLACED_SUFFIX}")
-
-
-def _recover(target: Path) -> None:
-    """Bring back a package that an interruption left under its other name."""
-    replaced = _replaced_name(target)
-    if not replaced.is_dir():
-        return
-    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
-        target.rmdir()
-    if _read_our_manifest(replaced) is None:
-        _remove(replaced)  # half discarded already
-    elif not os.path.lexists(target):
-        os.replace(replaced, target)
-        logger.warning("an interrupted export had moved %s away; it is back", target)
-    elif _read_our_manifest(target) is not None:
-        _discard(replaced)
-    # Anything else at the target is refused by `check_target`, and the package stays there.
-
-
-def _rename_away(target: Path, replaced: Path) -> None:
-    try:
-        os.replace(target, replaced)
-    except OSError as exc:
-        # Windows refuses while a program has one of the files open.
-        raise OutputFolderError(
-            f"{str(target)!r} cannot be replaced: {exc.strerror or exc}. A program may be running "
-            "this package. It was left as it is.",
-            "close the program, or choose another place with --output DIR",
-            folder=str(target),
-        ) from exc
-
-
-def _discard(package: Path) -> None:
-    """Remove a package, its manifest first: half of one must not look like a whole one."""
-    with contextlib.suppress(OSError):
-        (package / MANIFEST_NAME).unlink(missing_ok=True)
-    _remove(package)
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder of ours, or whatever took its name, as far as the system lets us."""
-    if not path.is_dir() or path.is_symlink():
-        path.unlink(missing_ok=True)
-        return
-    shutil.rmtree(path, ignore_errors=True)
-    if path.exists():  # Windows does not remove a file that is marked read-only
-        for entry in path.iterdir():
-            with contextlib.suppress(OSError):
-                entry.chmod(stat.S_IWRITE | stat.S_IREAD)
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Force one file, or a folder's list of names, to the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows has no such call for folders; NTFS journals the names
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _quoted(path: Path) -> str:
     text = str(path)
     return f'"{text}"' if " " in text else text
 
 
-def disk_full(folder: Path) -> ResourceError:
-    """Return the error for a disk that filled up while a staging folder was written."""
-    free_bytes = shutil.disk_usage(folder.parent).free
+def disk_full(parent: Path) -> ResourceError:
+    """Return the error for a disk that filled up while a staging folder in it was written."""
+    free_bytes = shutil.disk_usage(parent).free
     return ResourceError(
-        f"The disk of {str(folder.parent)!r} filled up while the package was written; "
+        f"The disk of {str(parent)!r} filled up while the package was written; "
         f"{format_bytes(free_bytes)} are free. What was written is removed, the target is as it "
         "was.",
         "free some space, or write to another disk with --output DIR",
@@ -326,4 +236,4 @@ def raise_for_full_disk(folder: Path, cause: Exception) -> None:
     """Raise ResourceError when an engine's write error was a full disk; else return."""
     is_small = shutil.disk_usage(folder).free < _SMALL_DISK_BYTES
     if is_small or "iostream" in str(cause) or f"[Errno {errno.ENOSPC}]" in str(cause):
-        raise disk_full(folder) from cause
+        raise disk_full(folder.parent) from cause

@@ -25,6 +25,7 @@ import httpx
 
 from qwen_edge.errors import SourceError, UsageError, format_bytes
 from qwen_edge.export.hub_refusals import asked_wait_s, explain_status
+from qwen_edge.runtime.files.writing import remove_file
 
 _log = logging.getLogger(__name__)
 
@@ -254,7 +255,7 @@ def _check_length(response: httpx.Response, remote: RemoteFile, have: int, parti
 def _refuse_length(
     remote: RemoteFile, partial: Path, sent: str, sent_bytes: int | None = None
 ) -> None:
-    partial.unlink(missing_ok=True)
+    remove_file(partial)
     raise SourceError(
         f"{remote.name!r} should have {remote.size_bytes:,} bytes by the hub's own listing, but "
         f"the server sends {f'{sent_bytes:,} bytes' if sent_bytes is not None else sent}. "

@@ -12,6 +12,7 @@ from qwen_edge.errors import UsageError, format_bytes
 from qwen_edge.export.front_end import Progress
 from qwen_edge.runtime.chat import ChatTemplate
 from qwen_edge.runtime.devices.opening import open_backend
+from qwen_edge.runtime.files.writing import write_text
 from qwen_edge.runtime.manifest import DeviceSettings, FileFacts, FormatName, Manifest, OnnxFacts
 from qwen_edge.runtime.package import hash_file
 from qwen_edge.runtime.parking import count_common
@@ -171,6 +172,6 @@ def write_warm_prompt(
     messages = {"messages": [{"role": "system", "content": text}]}
     for name, cache, binding in names:
         save_snapshot(folder / name, cache, binding=binding, conversation=messages)
-    (folder / WARM_PROMPT_TEXT).write_bytes(text.encode("utf-8"))
+    write_text(folder / WARM_PROMPT_TEXT, text)
     written = [WARM_PROMPT_TEXT, *(name for name, _, _ in names)]
     return {name: hash_file(folder / name) for name in written}

@@ -7,16 +7,16 @@ a few hundred megabytes of private memory. The store also is the graph builder's
 """
 
 import contextlib
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, BinaryIO, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from qwen_edge.runtime.engine import import_openvino
+from qwen_edge.runtime.files.writing import open_for_writing, remove_file
 
 _ALIGNMENT = 64  # bytes; a cache line, and what OpenVINO aligns its own constants to
 
@@ -68,7 +68,7 @@ class WeightStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: io.BufferedWriter | None = path.open("wb")
+        self._file: BinaryIO | None = open_for_writing(path)
         self._map: npt.NDArray[np.uint8] | None = None
         self._nodes: dict[str, Any] = {}
         self.tensors: dict[str, StoredTensor] = {}
@@ -133,7 +133,7 @@ class WeightStore:
         # Windows keeps a mapped file until the last view is gone; the staging folder that holds
         # it is removed as a whole.
         with contextlib.suppress(OSError):
-            self._path.unlink()
+            remove_file(self._path)
 
     def array(self, piece: _Piece) -> npt.NDArray[Any]:
         """Return one stored array as a read-only view of the map."""

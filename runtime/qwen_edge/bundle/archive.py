@@ -5,6 +5,9 @@ import stat
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
+
+from qwen_edge.runtime.files.writing import open_for_writing
 
 _TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say
 _UNIX = 3
@@ -23,35 +26,38 @@ def write_module_zip(path: Path, modules: Mapping[str, bytes]) -> None:
         path: The file to be.
         modules: Name in the zip → content.
     """
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    with (
+        open_for_writing(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive,
+    ):
         for name, content in sorted(modules.items()):
             archive.writestr(_entry(name, 0o644), content)
 
 
-def write_folder_zip(folder: Path, path: Path, progress: Progress | None = None) -> None:
+def write_folder_zip(folder: Path, file: BinaryIO, progress: Progress | None = None) -> None:
     """Write a folder and all in it as a zip, under the folder's own name.
 
     Args:
         folder: What goes in.
-        path: The file to be.
+        file: Open for writing, empty.
         progress: Called with bytes read since the last call.
     """
     files = sorted(
         (Path(top) / name for top, _, names in os.walk(folder) for name in names),
-        key=lambda file: file.relative_to(folder).as_posix(),
+        key=lambda path: path.relative_to(folder).as_posix(),
     )
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
-        for file in files:
-            facts = file.stat()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+        for path in files:
+            facts = path.stat()
             is_program = facts.st_mode & stat.S_IXUSR
             entry = _entry(
-                f"{folder.name}/{file.relative_to(folder).as_posix()}",
+                f"{folder.name}/{path.relative_to(folder).as_posix()}",
                 0o755 if is_program else 0o644,
             )
             entry.file_size = facts.st_size  # so that more than 4 GiB are foreseen
-            if file.suffix in _STORED and facts.st_size >= _STORED_FROM_BYTES:
+            if path.suffix in _STORED and facts.st_size >= _STORED_FROM_BYTES:
                 entry.compress_type = zipfile.ZIP_STORED
-            with file.open("rb") as source, archive.open(entry, "w") as target:
+            with path.open("rb") as source, archive.open(entry, "w") as target:
                 while chunk := source.read(_CHUNK_BYTES):
                     target.write(chunk)
                     if progress is not None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from qwen_edge.bundle.elf import read_symbols
+from qwen_edge.runtime.files.writing import copy_file
 
 _SOURCE = Path(__file__).with_name("native") / "plain_blas.c"
 BUILT = Path(__file__).with_name("_plain_blas.so")
@@ -47,7 +48,7 @@ def build_plain_blas(target: Path) -> str | None:
         None when it is there; else why it could not be made.
     """
     if BUILT.is_file():
-        shutil.copyfile(BUILT, target)
+        copy_file(BUILT, target)
         return None
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("clang")
     if compiler is None:

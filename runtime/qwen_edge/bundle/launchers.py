@@ -5,7 +5,7 @@ Windows a program that pip's own launcher is made into: the launcher, a line tha
 interpreter beside it, and a zip with what to run. Neither needs a compiler.
 """
 
-import importlib.util
+import importlib.metadata
 import io
 import sys
 import zipfile
@@ -15,8 +15,7 @@ from qwen_edge.errors import UsageError
 
 MODULE = "qwen_edge.cli.bundled"
 SERVER_LAUNCHER = "start-server"
-_LAUNCHER_PACKAGE = "pip"
-_LAUNCHER_FILE = "_vendor/distlib/t64.exe"
+_LAUNCHER = "pip/_vendor/distlib/t64.exe"
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 
 _FIND_OWN_FOLDER = """\
@@ -128,11 +127,13 @@ def find_windows_stub() -> bytes:
     Raises:
         UsageError: This environment has no pip.
     """
-    spec = importlib.util.find_spec(_LAUNCHER_PACKAGE)
-    if spec is not None and spec.origin is not None:
-        path = Path(spec.origin).parent / _LAUNCHER_FILE
-        if path.is_file():
-            return path.read_bytes()
+    # By its files: looking for the module would let setuptools replace distutils in this process.
+    try:
+        path = Path(str(importlib.metadata.distribution("pip").locate_file(_LAUNCHER)))
+    except importlib.metadata.PackageNotFoundError:
+        path = Path()
+    if path.is_file():
+        return path.read_bytes()
     raise UsageError(
         "A bundle for Windows starts with pip's launcher, and this environment has no pip.",
         f"{Path(sys.executable).name} -m ensurepip, then bundle again",

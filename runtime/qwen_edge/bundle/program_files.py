@@ -44,6 +44,15 @@ from qwen_edge.bundle.shared_libraries import (
     forget_machine_paths,
 )
 from qwen_edge.bundle.systems import System
+from qwen_edge.runtime.files.opening import inside
+from qwen_edge.runtime.files.writing import (
+    copy_file,
+    make_folder,
+    remove,
+    remove_file,
+    rename,
+    write_text,
+)
 
 LIB = "lib"
 INTERPRETER = "Python"
@@ -125,7 +134,7 @@ class ProgramFiles:
             ResourceError: Modules could not be compiled.
             OSError: The disk is full.
         """
-        self._lib.mkdir()
+        make_folder(self._lib)
         self._place_interpreter()
         for distribution in self._program.distributions:
             self._place_distribution(distribution)
@@ -141,9 +150,9 @@ class ProgramFiles:
         return self.placed
 
     def _copy(self, source: Path, name: str, part: str, *, is_program: bool = False) -> None:
-        target = self._lib / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        target = inside(self._lib, name)
+        make_folder(target.parent)
+        copy_file(source, target)
         target.chmod(0o755 if is_program else 0o644)
         self._note(target, part)
         if is_elf(target):
@@ -157,11 +166,11 @@ class ProgramFiles:
         """Have a module compiled, into a zip or into the folder of packages."""
         compiled = f"{name.removesuffix('.py')}.pyc"
         if archive is None:
-            target = self._lib / PACKAGES / compiled
+            target = inside(self._lib / PACKAGES, compiled)
         else:
-            target = self._root / _COMPILED / archive / compiled
+            target = inside(self._root / _COMPILED / archive, compiled)
             self._zips.setdefault(archive, {})[compiled] = (target, part)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         keeps_texts = part != INTERPRETER and part not in WITHOUT_DOCSTRINGS
         self._modules.append(Module(source, target, name, keeps_texts))
 
@@ -177,10 +186,10 @@ class ProgramFiles:
             self._compile(source, name, INTERPRETER, STANDARD_LIBRARY_ZIP)
         if system.name == "linux":
             stub = self._root / _COMPILED / "build_facts.py"
-            stub.write_text(BUILD_FACTS, encoding="utf-8")
+            write_text(stub, BUILD_FACTS)
             self._compile(stub, name_build_facts(), INTERPRETER, STANDARD_LIBRARY_ZIP)
         search_path = self._lib / f"{system.python.removesuffix('.exe')}._pth"
-        search_path.write_text(write_search_path(system), encoding="utf-8", newline="\n")
+        write_text(search_path, write_search_path(system))
         self._note(search_path, INTERPRETER)
 
     def _place_distribution(self, distribution: Distribution) -> None:
@@ -199,8 +208,8 @@ class ProgramFiles:
         else:
             target = self._lib / PACKAGES / folder / "METADATA"
             self._note(target, distribution.name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(header, encoding="utf-8", newline="\n")
+        make_folder(target.parent)
+        write_text(target, header)
 
     def _replace_blas(self) -> None:
         """Put the small library in the place of OpenBLAS, if NumPy came with that."""
@@ -217,7 +226,7 @@ class ProgramFiles:
             unmet = find_unmet(plain, [path for path in modules if path not in dropped], found[0])
             reason = f"NumPy wants {unmet[0]} of it, which the small one has not" if unmet else None
         if reason is not None:
-            plain.unlink(missing_ok=True)
+            remove_file(plain)
             self.placed.notices.append(f"OpenBLAS stays, 26 MB: {reason}.")
             return
         plain.replace(found[0])
@@ -229,11 +238,11 @@ class ProgramFiles:
             if path.name.startswith(LEFT_OUT_LIBRARIES)
         ]
         for path in [*dropped, *useless]:
-            path.unlink()
+            remove_file(path)
             del self._origins[path]
             self.placed.files["numpy"].remove(path.relative_to(self._root).as_posix())
         stub = self._root / _COMPILED / "stub.py"
-        stub.write_text(LINEAR_ALGEBRA_STUB, encoding="utf-8")
+        write_text(stub, LINEAR_ALGEBRA_STUB)
         self._compile(stub, "numpy/linalg/_umath_linalg.py", "numpy", None)
         name = found[0].relative_to(self._root).as_posix()
         self.placed.files["numpy"].remove(name)
@@ -251,7 +260,7 @@ class ProgramFiles:
                 digests = self.placed.zipped.setdefault(part, {})
                 digests[f"{LIB}/{archive}!/{name}"] = hashlib.sha256(data).hexdigest()
             self._note(path, INTERPRETER if archive == STANDARD_LIBRARY_ZIP else PROJECT)
-        shutil.rmtree(self._root / _COMPILED)
+        remove(self._root / _COMPILED)
         for module in self._modules:
             if module.target.is_relative_to(self._lib) and module.target.is_file():
                 part = self._part_of(module)
@@ -296,5 +305,5 @@ class ProgramFiles:
                 saved = 1 - stripped.stat().st_size / path.stat().st_size
                 if saved >= _MIN_SHARE_STRIPPED:
                     stripped.chmod(path.stat().st_mode)
-                    stripped.replace(path)
-            stripped.unlink(missing_ok=True)
+                    rename(stripped, path)
+            remove_file(stripped)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from qwen_edge.errors import PackageError, join_problems
+from qwen_edge.runtime.files.writing import write_text
 from qwen_edge.runtime.package import Progress, hash_file
 
 SUMS_NAME = "SHA256SUMS"
@@ -39,7 +40,7 @@ def write_sums(root: Path, progress: Progress | None = None) -> dict[str, str]:
         if name != SUMS_NAME
     }
     lines = [f"{digest}  {name}\n" for name, digest in digests.items()]
-    (root / SUMS_NAME).write_text("".join(lines), encoding="utf-8", newline="\n")
+    write_text(root / SUMS_NAME, "".join(lines))
     return digests
 
 

@@ -1,12 +1,12 @@
 """Putting a finished bundle in its place: all of it or nothing.
 
-It is made in a folder beside its target and renamed at the end. An interruption leaves the
+It is made in a folder beside its target and put there at the end
+(`runtime/files/publishing.py`). An interruption leaves the
 earlier bundle or none, and at most a folder whose name says whose it is; the next bundle to the
 same place removes that. What is there and not a bundle of ours is never replaced.
 """
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -16,12 +16,12 @@ from pathlib import Path
 
 from qwen_edge.bundle.sums import SUMS_NAME, list_files, read_sums
 from qwen_edge.errors import OutputFolderError, PackageError, ResourceError, format_bytes
-from qwen_edge.runtime.output_lock import lock_output
+from qwen_edge.runtime.files.publishing import publish_folder, staging_folder
+from qwen_edge.runtime.files.writing import DISK_FULL
 
 FORMAT = "qwen-edge-bundle"
 FACTS_NAME = "bundle.json"
 _ELSEWHERE = "choose another place with --output DIR"
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 _MAX_FACTS_BYTES = 1 << 20
 
 
@@ -157,38 +157,21 @@ def stage(target: Path) -> Iterator[Path]:
     State:
         What an interrupted bundle left at this place is removed first.
     """
-    folder = target.with_name(f".{target.name}.partial")
-    with lock_output(target, "process"):
-        _recover(target)
-        try:
-            remove(folder)
-            folder.mkdir()
+    try:
+        with staging_folder(target, _is_ours, "process") as folder:
             yield folder
-        except OSError as error:
-            if error.errno not in _DISK_FULL:
-                raise
-            raise ResourceError(
-                f"The disk of {str(target.parent)!r} filled up. What was written is removed.",
-                "free some space, or write to another disk with --output DIR",
-                free_bytes=shutil.disk_usage(target.parent).free,
-            ) from error
-        finally:
-            remove(folder)
-
-
-def _replaced_name(target: Path) -> Path:
-    return target.with_name(f".{target.name}.replaced")
-
-
-def _recover(target: Path) -> None:
-    """Bring back a bundle that an interruption left under its other name."""
-    replaced = _replaced_name(target)
-    if replaced.is_dir() and not os.path.lexists(target) and _is_ours(replaced):
-        os.replace(replaced, target)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise ResourceError(
+            f"The disk of {str(target.parent)!r} filled up. What was written is removed.",
+            "free some space, or write to another disk with --output DIR",
+            free_bytes=shutil.disk_usage(target.parent).free,
+        ) from error
 
 
 def publish(folder: Path, target: Path) -> None:
-    """Force a finished folder to the disk and rename it into place.
+    """Force a finished folder to the disk and put it in its place.
 
     Args:
         folder: The staged one, complete.
@@ -197,37 +180,4 @@ def publish(folder: Path, target: Path) -> None:
     State:
         The target is the new bundle afterwards; where that fails, the old one.
     """
-    for name in list_files(folder):
-        _sync(folder / name)
-    _sync(folder)
-    replaced = _replaced_name(target)
-    remove(replaced)
-    try:
-        if os.path.lexists(target):
-            os.replace(target, replaced)
-        os.replace(folder, target)
-    except BaseException:
-        if replaced.exists() and not os.path.lexists(target):
-            os.replace(replaced, target)
-        raise
-    _sync(target.parent)
-    remove(replaced)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows has no such call for folders
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove(path: Path) -> None:
-    """Remove a folder or file of ours, as far as the system lets us."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()
+    publish_folder(folder, target, name_last=FACTS_NAME)

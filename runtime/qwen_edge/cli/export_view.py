@@ -13,7 +13,7 @@ from qwen_edge.cli.output import Output
 from qwen_edge.cli.plan_view import show_device_plans
 from qwen_edge.errors import format_bytes
 from qwen_edge.runtime.devices.npu_verdict import describe_verdict
-from qwen_edge.runtime.plain_name import FRONTIER_REPORT, RECIPE_FILE
+from qwen_edge.runtime.files.plain_name import FRONTIER_REPORT, RECIPE_FILE
 from qwen_edge.runtime.quality_facts import describe_quality
 from qwen_edge.runtime.schema import to_json
 

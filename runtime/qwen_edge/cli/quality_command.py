@@ -11,6 +11,7 @@ from qwen_edge.cli.interrupt import leave_soon
 from qwen_edge.cli.options import device_option, find_package
 from qwen_edge.cli.output import Output
 from qwen_edge.errors import ResourceError, format_bytes
+from qwen_edge.runtime.files.writing import write_text
 from qwen_edge.runtime.quality_facts import READING_NAMES, describe_quality
 from qwen_edge.runtime.schema import to_json
 
@@ -104,7 +105,7 @@ def command(
         request = SealedRequest(text, device, bounds, adapters)
         found = measure_sealed(folder, manifest, source, request, progress=bars)
     if report is not None:
-        report.write_bytes(found.report(manifest).encode("utf-8"))
+        write_text(report, found.report(manifest))
         out.notice(f"Report: {report}")
     _show(out, found, manifest, source, as_json=as_json)
     if found.misses:

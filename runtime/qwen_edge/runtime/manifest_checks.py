@@ -6,6 +6,7 @@
 import re
 
 from qwen_edge.profiles.device import MAX_CONTEXT_TOKENS
+from qwen_edge.runtime.files.plain_name import check_plain_name
 from qwen_edge.runtime.manifest import (
     FORMAT_FILES,
     FORMAT_VERSION,
@@ -15,7 +16,6 @@ from qwen_edge.runtime.manifest import (
     REQUIRED_FILES,
     Manifest,
 )
-from qwen_edge.runtime.plain_name import check_plain_name
 from qwen_edge.runtime.schema import to_json
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)

@@ -9,26 +9,31 @@ symlink, opens a device or leaves the folder. This module knows no engine and no
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_edge.errors import PackageError, format_bytes, join_problems
+from qwen_edge.runtime.files.opening import inside, why_not_regular, why_shared
+from qwen_edge.runtime.files.publishing import REPLACED_SUFFIX
+from qwen_edge.runtime.files.writing import sync, write_file
 from qwen_edge.runtime.manifest import FORMAT_FILES, MANIFEST_NAME, FileFacts, Manifest
-from qwen_edge.runtime.plain_name import check_plain_name
 
 _CHUNK_BYTES = 4 << 20  # large enough that hashing, not reading, sets the pace
 _MAX_MANIFEST_BYTES = 4 << 20  # a real one has under 20 kB
 TUNED_NAME = "tuned.json"
 """Settings tuned for certain machines, where a package brings some; see `tuning`."""
+SIGNATURE_NAME = "model.sig"
+"""Whoever signed a package; opened by nobody but who checks it, see `signature.py`."""
 # What file managers, git and hub clients leave in any folder that somebody looks at or clones.
 # None of it is ever opened by this project or an engine.
 _LITTER = frozenset(
     {".DS_Store", ".cache", ".git", ".gitattributes", ".gitignore", "Thumbs.db", "desktop.ini"}
 )
-# What a killed writer leaves of `tuned.json` and the manifest; unlisted, nobody opens it either.
-_HALF_WRITTEN = re.compile(rf"{TUNED_NAME}|\.(?:{TUNED_NAME}|{MANIFEST_NAME})\.[0-9a-f]+\.partial")
+# What a killed writer leaves of these files; unlisted, nobody opens it either.
+_HALF_WRITTEN = re.compile(
+    rf"{TUNED_NAME}|\.(?:{TUNED_NAME}|{MANIFEST_NAME}|{SIGNATURE_NAME})\.[0-9a-f]+\.partial"
+)
 _COPY_AGAIN = "copy the folder again from where it came from, or export the package again."
 
 Progress = Callable[[int], None]
@@ -76,26 +81,6 @@ class VerifyReport:
         )
 
 
-def open_inside(folder: Path, name: str) -> Path:
-    """Return the path of a regular file directly inside `folder`.
-
-    Args:
-        folder: The package folder.
-        name: One plain file name, checked here whatever wrote it.
-
-    Raises:
-        PackageError: The name is not plain, or it is missing, a symlink, folder or device.
-    """
-    reason = check_plain_name(name)
-    if reason:
-        raise PackageError(f"The name {name[:80]!r} {reason}.", _COPY_AGAIN, name=name)
-    path = folder / name
-    what = _why_not_regular(path)
-    if what:
-        raise PackageError(f"{str(path)!r} {what}.", _COPY_AGAIN, path=str(path))
-    return path
-
-
 def read_manifest(folder: Path | str) -> Manifest:
     """Read and check `manifest.json` of a package folder.
 
@@ -117,10 +102,8 @@ def write_manifest(folder: Path | str, manifest: Manifest) -> Path:
     """
     path = Path(folder) / MANIFEST_NAME
     text = manifest.to_bytes()
-    with path.open("wb") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+    write_file(path, text)
+    sync(path)
     return path
 
 
@@ -169,7 +152,7 @@ def check_sizes(folder: Path | str, manifest: Manifest) -> None:
     report = _list_problems(folder, manifest)
     problems = list(report.problems)
     for name, facts in manifest.files.items():
-        found = _size_bytes(folder / name)
+        found = _size_bytes(inside(folder, name))
         if found is not None and found != facts.size_bytes:
             problems.append(_describe_size(name, facts.size_bytes, found))
     if problems:
@@ -197,7 +180,7 @@ def verify_package(folder: Path | str, progress: Progress | None = None) -> Veri
         if name in absent:
             continue
         try:
-            found = hash_file(folder / name, progress)
+            found = hash_file(inside(folder, name), progress)
         except OSError as error:
             irregular.append((name, f"cannot be read ({error.strerror or error})"))
             continue
@@ -232,12 +215,12 @@ def _list_problems(folder: Path, manifest: Manifest) -> VerifyReport:
         on_disk = {entry.name for entry in os.scandir(folder)}
     except OSError as error:
         raise _not_readable(folder, error) from error
-    extra = on_disk - manifest.files.keys() - {MANIFEST_NAME} - _LITTER
+    extra = on_disk - manifest.files.keys() - {MANIFEST_NAME, SIGNATURE_NAME} - _LITTER
     irregular = []
     for name in sorted(on_disk & manifest.files.keys()):
-        what = _why_not_regular(folder / name)
+        what = why_not_regular(inside(folder, name))
         if what is None and name in FORMAT_FILES["onnx"]:
-            what = _why_shared(folder / name)
+            what = why_shared(inside(folder, name))
         if what:
             irregular.append((name, what))
     return VerifyReport(
@@ -255,9 +238,14 @@ def _read_manifest_bytes(folder: Path) -> bytes:
     try:
         names = sorted(entry.name for entry in os.scandir(folder))
     except FileNotFoundError as error:
+        replaced = folder.with_name(f".{folder.name}{REPLACED_SUFFIX}")
+        is_moved = folder.name and (replaced / MANIFEST_NAME).is_file()
         raise PackageError(
-            f"There is no folder {str(folder)!r}.",
-            "check the path, or make a package with `qwen-edge export --output DIR`.",
+            f"There is no folder {str(folder)!r}."
+            + (f" An interrupted export has moved it to {str(replaced)!r}." if is_moved else ""),
+            "rename that back, or export the package again."
+            if is_moved
+            else "check the path, or make a package with `qwen-edge export --output DIR`.",
             path=str(folder),
         ) from error
     except OSError as error:
@@ -265,7 +253,7 @@ def _read_manifest_bytes(folder: Path) -> bytes:
     if MANIFEST_NAME not in names:
         raise _not_a_package(folder, names)
     path = folder / MANIFEST_NAME
-    what = _why_not_regular(path)
+    what = why_not_regular(path)
     size_bytes = _size_bytes(path) or 0
     if what or size_bytes > _MAX_MANIFEST_BYTES:
         what = what or f"has {format_bytes(size_bytes)}, more than any manifest"
@@ -323,30 +311,6 @@ def _broken(folder: Path, problems: list[str], report: VerifyReport | None = Non
         problems=tuple(problems),
         report=report,
     )
-
-
-def _why_not_regular(path: Path) -> str | None:
-    """Return what `path` is instead of a regular file, or None; it is not opened."""
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return "is missing"
-    except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
-    if stat.S_ISREG(mode):
-        return None
-    if stat.S_ISLNK(mode):
-        return "is a symbolic link, expected a copy of the file itself"
-    if stat.S_ISDIR(mode):
-        return "is a folder, expected a file"
-    return "is a pipe, socket or device, expected a file"
-
-
-def _why_shared(path: Path) -> str | None:
-    """Return that a file is a hard link, which ONNX Runtime would follow out of the folder."""
-    if path.lstat().st_nlink > 1:
-        return "is a hard link to a file that stands elsewhere too, expected a copy of its own"
-    return None
 
 
 def _size_bytes(path: Path) -> int | None:

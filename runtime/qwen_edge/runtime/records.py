@@ -9,13 +9,15 @@ and `devices/compile_trial.py` say what is worth a record.
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_edge.errors import PackageError
+from qwen_edge.runtime.files.opening import inside
+from qwen_edge.runtime.files.replacing import replace_content
+from qwen_edge.runtime.files.writing import make_folder
 from qwen_edge.runtime.schema import SchemaError, parse_json
 
 _LOGGER = logging.getLogger(__name__)
@@ -70,7 +72,7 @@ def read_stamps(folder: Path, names: Iterable[str]) -> Stamps:
     stamps = {}
     for name in names:
         try:
-            facts = (folder / name).lstat()
+            facts = inside(folder, name).lstat()
         except OSError as error:
             raise PackageError(
                 f"The package {str(folder)!r} is not as it was sealed: {name!r} "
@@ -125,14 +127,8 @@ def write_record(
         _LOGGER.debug("The files of %s are too young for a record", record.folder)
         return
     path = record.path(cache_dir)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(record.text(finding))
-        partial.replace(path)
+        make_folder(path.parent)
+        replace_content(path, record.text(finding), durable=False)
     except OSError as error:
         _LOGGER.warning("The check of %s cannot be remembered: %s", record.folder, error)
-        try:
-            partial.unlink(missing_ok=True)
-        except OSError:
-            _LOGGER.debug("%s stays behind", partial)

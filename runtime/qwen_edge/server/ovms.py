@@ -5,9 +5,6 @@ and are not changed. Needs nothing that `serve` needs besides.
 """
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +12,11 @@ from pathlib import Path
 from qwen_edge.errors import OutputFolderError, PackageError, UsageError, format_bytes
 from qwen_edge.profiles.choose import AUTO
 from qwen_edge.profiles.properties import KERNELS
+from qwen_edge.runtime.files.publishing import publish_folder, staging_folder
+from qwen_edge.runtime.files.writing import make_folder, write_text
 from qwen_edge.runtime.manifest import DeviceSettings, Manifest
 
+_CONFIG = "config.json"
 CACHE_GB = 2
 """Memory for the caches of all requests, as `serve` has it."""
 
@@ -103,15 +103,10 @@ def write_ovms_folder(
         for (folder, manifest), settings in zip(packages, chosen, strict=True)
     }
     try:
-        staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-        try:
+        with staging_folder(output, lambda folder: False, "process") as staging:
             _write(staging, graphs)
-            if output.is_dir():
-                output.rmdir()  # empty: checked above
-            os.replace(staging, output)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
+            _check_output(output)
+            publish_folder(staging, output, name_last=_CONFIG)
     except OSError as error:
         raise OutputFolderError(
             f"{str(output)!r} cannot be written: {error.strerror or error}.",
@@ -163,10 +158,10 @@ def _write(staging: Path, graphs: dict[str, str]) -> None:
         "mediapipe_config_list": [{"name": name, "base_path": name} for name in graphs],
     }
     for name, graph in graphs.items():
-        (staging / name).mkdir()
-        (staging / name / "graph.pbtxt").write_text(graph, encoding="utf-8", newline="\n")
+        make_folder(staging / name)
+        write_text(staging / name / "graph.pbtxt", graph)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    (staging / "config.json").write_text(text, encoding="utf-8", newline="\n")
+    write_text(staging / _CONFIG, text)
 
 
 def _check_output(output: Path) -> None:

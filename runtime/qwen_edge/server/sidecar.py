@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qwen_edge.errors import UsageError
-from qwen_edge.runtime.snapshots.atomic_file import write_atomically
+from qwen_edge.runtime.files.replacing import write_atomically
+from qwen_edge.runtime.files.writing import remove_file
 
 _POLL_S = 0.5
 
@@ -80,7 +81,7 @@ class ReadyFile:
     def remove(self) -> None:
         """Remove it; harmless where it is not there."""
         try:
-            self._path.unlink(missing_ok=True)
+            remove_file(self._path)
         except OSError as error:
             raise UsageError(
                 f"--ready-file is {str(self._path)!r}, where something else lies: "

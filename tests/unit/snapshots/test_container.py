@@ -86,6 +86,7 @@ def test_any_byte_that_is_changed_is_noticed(
     assert caught.value.fix
 
 
+@pytest.mark.trust("T-PKG-14")
 def test_every_byte_counts(tmp_path: Path) -> None:
     """The same without chance, a bit at a time, over the whole file."""
     path = tmp_path / "file"
@@ -98,6 +99,7 @@ def test_every_byte_counts(tmp_path: Path) -> None:
         whole[position] ^= 1 << position % 8
 
 
+@pytest.mark.trust("T-PKG-14")
 def test_every_length_counts(tmp_path: Path) -> None:
     path = tmp_path / "file"
     whole = write(path)
@@ -118,6 +120,7 @@ def test_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
             opened.read_arrays()
 
 
+@pytest.mark.trust("T-PKG-14")
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -136,6 +139,7 @@ def test_header_that_contradicts_itself(tmp_path: Path, change: dict[str, Any], 
         read(path)
 
 
+@pytest.mark.trust("T-PKG-14")
 @pytest.mark.parametrize(
     ("shape", "offset", "dtype", "words"),
     [

@@ -22,7 +22,6 @@ from qwen_edge.runtime.backends.backend import CacheSnapshot
 from qwen_edge.runtime.manifest import DeviceSettings, FileFacts, Manifest
 from qwen_edge.runtime.snapshots import (
     SnapshotBinding,
-    atomic_file,
     bind_package,
     load_snapshot,
     save_snapshot,
@@ -79,6 +78,7 @@ def test_same_snapshot_is_the_same_bytes(tmp_path: Path) -> None:
     assert save(tmp_path / "a").read_bytes() == save(tmp_path / "b").read_bytes()
 
 
+@pytest.mark.trust("T-PKG-14")
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -124,6 +124,7 @@ def test_snapshot_of_too_many_bytes_per_token(tmp_path: Path) -> None:
         load(tmp_path / "a", small)
 
 
+@pytest.mark.trust("T-PKG-14")
 def test_ids_outside_the_vocabulary(tmp_path: Path) -> None:
     save(tmp_path / "a", dataclasses.replace(CACHE, token_ids=(1, 2, 64)))
     with pytest.raises(PackageError, match="ids outside 0 to 63"):
@@ -168,7 +169,7 @@ def test_failure_leaves_what_was_there(
         target = "qwen_edge.runtime.snapshots.snapshot_file.write_container"
         monkeypatch.setattr(target, fail)
     else:
-        monkeypatch.setattr(atomic_file.os, moment, fail)
+        monkeypatch.setattr(os, moment, fail)
     with pytest.raises((ResourceError, KeyboardInterrupt)) as caught:
         save(tmp_path / "a", dataclasses.replace(CACHE, token_ids=(1, 1, 1)))
     if isinstance(caught.value, EdgeError):
@@ -178,17 +179,17 @@ def test_failure_leaves_what_was_there(
 
 
 CHILD = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 import numpy as np
 from qwen_edge.runtime.backends.backend import CacheSnapshot
-from qwen_edge.runtime.snapshots import SnapshotBinding, atomic_file, save_snapshot
+from qwen_edge.runtime.snapshots import SnapshotBinding, save_snapshot
 
 def wait(*_):
     print("waiting", flush=True)
     time.sleep(60)
 
-setattr(atomic_file.os, sys.argv[2], wait)
+setattr(os, sys.argv[2], wait)
 cache = CacheSnapshot("openvino", 64, (9,), (np.zeros((1, 1, 1, 1 << 20), np.float32),))
 save_snapshot(Path(sys.argv[1]), cache, binding=SnapshotBinding("mine", "a" * 64))
 """

@@ -5,7 +5,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from qwen_edge.export.adapters.opening import Adapter
 from qwen_edge.export.calibration_texts import CalibrationText
 from qwen_edge.export.source import FetchedSource
 from qwen_edge.profiles.recipe import Recipe
+from qwen_edge.runtime.files.writing import remove, remove_file
 
 _SUFFIX = ".calibration"
 KEY_NAME = "key"
@@ -86,8 +86,8 @@ def work_folder_path(target: Path) -> Path:
 def remove_work_folder(path: Path) -> None:
     """Remove a calibration that is done or not wanted; the key first, so that it is never half."""
     with contextlib.suppress(OSError):
-        (path / KEY_NAME).unlink()
-    shutil.rmtree(path, ignore_errors=True)
+        remove_file(path / KEY_NAME)
+    remove(path)
 
 
 def search_path(target: Path) -> Path:
@@ -110,7 +110,7 @@ def discard_work(target: Path) -> None:
     """Remove what calibration kept beside a target, now that it is published."""
     remove_work_folder(work_folder_path(target))
     with contextlib.suppress(OSError):
-        search_path(target).unlink(missing_ok=True)
+        remove_file(search_path(target))
 
 
 def _describe(path: Path) -> list[int]:

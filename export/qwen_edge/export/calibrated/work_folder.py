@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -22,6 +21,14 @@ from qwen_edge.export.calibrated.calibration import (
 from qwen_edge.export.calibrated.layer_record import LayerRecord, read_record
 from qwen_edge.export.decoder import DecoderSpec
 from qwen_edge.export.quality.layerwise import Hidden
+from qwen_edge.runtime.files.writing import (
+    make_folder,
+    open_for_writing,
+    remove_file,
+    rename,
+    sync,
+    write_text,
+)
 
 _OWN_NAME = re.compile(r"(hidden|layer)-[0-9]+\.(bin|part|safetensors)")
 
@@ -55,8 +62,8 @@ class WorkFolder:
             _check_ours(path)
             self.other_key = found
             remove_work_folder(path)
-            path.mkdir()
-            (path / KEY_NAME).write_text(key, encoding="utf-8", newline="")
+            make_folder(path)
+            write_text(path / KEY_NAME, key)
 
     def find_next_layer(self, num_layers: int) -> int | None:
         """Return the layer to go on with, `num_layers` where all are done; None for the embedding.
@@ -94,12 +101,12 @@ class WorkFolder:
         """
         path = self._hidden_path(layer_index)
         unfinished = path.with_suffix(".part")
-        with unfinished.open("wb") as file:
+        with open_for_writing(unfinished) as file:
             for count, rows in enumerate(hidden, 1):
                 file.write(rows.data.cast("B"))
                 yield count
-            _flush(file)
-        os.replace(unfinished, path)
+        sync(unfinished)
+        rename(unfinished, path)
 
     def write_layer(self, layer_index: int, record: LayerRecord) -> None:
         """Keep a finished layer.
@@ -116,7 +123,7 @@ class WorkFolder:
     def drop_hidden(self, layer_index: int) -> None:
         """Remove what a layer read, where the system lets us: mapped files stay on Windows."""
         with contextlib.suppress(OSError):
-            self._hidden_path(layer_index).unlink()
+            remove_file(self._hidden_path(layer_index))
 
     def _hidden_path(self, layer_index: int) -> Path:
         return self.path / f"hidden-{layer_index}.bin"
@@ -158,8 +165,3 @@ def _read_key(path: Path) -> str | None:
         return (path / KEY_NAME).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return None
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

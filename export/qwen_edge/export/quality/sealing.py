@@ -18,8 +18,9 @@ from qwen_edge.export.request import ExportRequest
 from qwen_edge.export.seal import Staging
 from qwen_edge.export.text_files import PackageText
 from qwen_edge.runtime.engine import import_openvino
+from qwen_edge.runtime.files.plain_name import QUALITY_REPORT
+from qwen_edge.runtime.files.writing import write_text
 from qwen_edge.runtime.manifest import Manifest
-from qwen_edge.runtime.plain_name import QUALITY_REPORT
 from qwen_edge.runtime.quality_facts import QualityFacts
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def measure_staged(
         raise _refuse(staging.target, manifest, found)
     if find_broken is not None and (broken := find_broken(found.facts)) is not None:
         raise _refuse_broken(staging.target, manifest, found, broken)
-    (staging.folder / QUALITY_REPORT).write_bytes(found.report(manifest).encode("utf-8"))
+    write_text(staging.folder / QUALITY_REPORT, found.report(manifest))
     return SealedQuality(found.facts, found.notes)
 
 
@@ -170,7 +171,7 @@ def _refuse_broken(
 def _keep_report(target: Path, manifest: Manifest, found: "Assessment") -> str:
     """Write the report beside the target; return what became of the package, as a sentence."""
     kept = target.with_name(f"{target.name}.{QUALITY_REPORT}")
-    kept.write_bytes(found.report(manifest).encode("utf-8"))
+    write_text(kept, found.report(manifest))
     return f"Nothing was sealed; the report is {str(kept)!r}."
 
 

@@ -6,7 +6,8 @@ from qwen_edge.export.decoder import DecoderSpec
 from qwen_edge.export.recipe_search.report import write_search_report
 from qwen_edge.export.recipe_search.search import SearchResult
 from qwen_edge.profiles.recipe_text import format_recipe
-from qwen_edge.runtime.plain_name import FRONTIER_REPORT, RECIPE_FILE
+from qwen_edge.runtime.files.plain_name import FRONTIER_REPORT, RECIPE_FILE
+from qwen_edge.runtime.files.writing import write_text
 from qwen_edge.runtime.recipe_facts import CalibrationFacts
 
 
@@ -36,8 +37,5 @@ def write_search_files(
         "With the same checkpoint and calibration text it gives the same weights again:\n"
         f"qwen-edge export MODEL --recipe {RECIPE_FILE}"
     )
-    # Bytes: text files get other line ends on Windows, and then another hash.
-    (folder / FRONTIER_REPORT).write_bytes(page.encode("utf-8"))
-    (folder / RECIPE_FILE).write_bytes(
-        format_recipe(search.recipe, heading=heading).encode("utf-8")
-    )
+    write_text(folder / FRONTIER_REPORT, page)
+    write_text(folder / RECIPE_FILE, format_recipe(search.recipe, heading=heading))

@@ -13,7 +13,7 @@ from qwen_edge.export.quality.plots import Curve, plot_curve, plot_grid
 from qwen_edge.export.recipe_search import table as tables
 from qwen_edge.export.recipe_search.search import SearchResult
 from qwen_edge.profiles.matrix_format import MATRIX_NAMES, PER_CHANNEL, MatrixFormat
-from qwen_edge.runtime.plain_name import RECIPE_FILE
+from qwen_edge.runtime.files.plain_name import RECIPE_FILE
 from qwen_edge.runtime.recipe_facts import CalibrationFacts
 
 

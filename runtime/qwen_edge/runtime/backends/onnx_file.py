@@ -32,8 +32,8 @@ from qwen_edge.runtime.backends.onnx_tensors import (
     read_tensors,
     unreadable,
 )
+from qwen_edge.runtime.files.opening import open_inside
 from qwen_edge.runtime.manifest import MODEL_ONNX
-from qwen_edge.runtime.package import open_inside
 
 _IR_VERSION, _OPSETS = 10, {"": 21, MICROSOFT: 1}
 _MAX_LAYERS, _MAX_SIZE = 1 << 10, 1 << 24

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from qwen_edge.errors import PackageError, format_bytes
 from qwen_edge.runtime.backends.onnx_proto import EXPORT_AGAIN, Message, refusal, short
+from qwen_edge.runtime.files.opening import open_inside
 from qwen_edge.runtime.manifest import MODEL_ONNX, MODEL_ONNX_DATA
-from qwen_edge.runtime.package import open_inside
 
 # Source: onnx.proto, TensorProto.DataType.
 FLOAT, UINT8, INT8, INT32, INT64, FLOAT16, UINT4, INT4 = 1, 2, 3, 6, 7, 10, 21, 22

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from qwen_edge.errors import DeviceError, EdgeError, ResourceError
 from qwen_edge.errors import tree as error_classes
+from qwen_edge.runtime.files.opening import inside
 
 TIME_LIMIT_S = 600.0  # a slow disk, and a driver that compiles for minutes
 _READ_BYTES = 16 << 20
@@ -106,7 +107,7 @@ def read_through(folder: Path, names: Iterable[str]) -> None:
     buffer = bytearray(_READ_BYTES)
     for name in names:
         try:
-            with (folder / name).open("rb", buffering=0) as stream:
+            with inside(folder, name).open("rb", buffering=0) as stream:
                 while stream.readinto(buffer):
                     pass
         except OSError:

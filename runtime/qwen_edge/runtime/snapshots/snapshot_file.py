@@ -17,8 +17,8 @@ import numpy as np
 from qwen_edge.errors import ContextFullError, ResourceError, UsageError, format_bytes
 from qwen_edge.runtime.backends.backend import CacheSnapshot
 from qwen_edge.runtime.backends.checks import find_other_setting
+from qwen_edge.runtime.files.replacing import write_atomically
 from qwen_edge.runtime.schema import SchemaError, parse_json
-from qwen_edge.runtime.snapshots.atomic_file import write_atomically
 from qwen_edge.runtime.snapshots.binding import SnapshotBinding
 from qwen_edge.runtime.snapshots.container import (
     Array,

@@ -14,8 +14,8 @@ from types import MappingProxyType
 
 from qwen_edge.errors import EdgeError, PackageError
 from qwen_edge.runtime.backends.backend import CacheSnapshot
+from qwen_edge.runtime.files.opening import inside, open_inside
 from qwen_edge.runtime.manifest import FormatName, Manifest
-from qwen_edge.runtime.package import open_inside
 from qwen_edge.runtime.snapshots.binding import SnapshotBinding
 from qwen_edge.runtime.snapshots.snapshot_file import load_snapshot, open_bound
 
@@ -74,7 +74,7 @@ def find_warm_prompt(
             _LOGGER.info("The package's warm prompt is read as any other: %s", error.problem)
 
     def read() -> CacheSnapshot:
-        return load_snapshot(folder / name, binding=binding, max_tokens=max_tokens).cache
+        return load_snapshot(inside(folder, name), binding=binding, max_tokens=max_tokens).cache
 
     return WarmPrompt(text, token_ids, read)
 

@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from qwen_edge.errors import PackageError, UsageError
+from qwen_edge.runtime.files.opening import open_inside
+from qwen_edge.runtime.files.replacing import write_atomically
 from qwen_edge.runtime.manifest import MANIFEST_NAME, Manifest
-from qwen_edge.runtime.package import TUNED_NAME, check_sizes, hash_file, open_inside, read_manifest
+from qwen_edge.runtime.package import TUNED_NAME, check_sizes, hash_file, read_manifest
 from qwen_edge.runtime.schema import SchemaError
-from qwen_edge.runtime.snapshots.atomic_file import write_atomically
 from qwen_edge.runtime.tuning.machine import make_key
 from qwen_edge.runtime.tuning.result import Tuned, TunedFile
 from qwen_edge.runtime.tuning.stored import read_results

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from qwen_edge.errors import PackageError, UsageError
 from qwen_edge.runtime.environment import CONFIG_DIR_VARIABLE, read_environment
+from qwen_edge.runtime.files.opening import open_inside
+from qwen_edge.runtime.files.replacing import write_atomically
+from qwen_edge.runtime.files.writing import make_folder, remove_file
 from qwen_edge.runtime.manifest import DeviceSettings, Manifest, PropertyValue
-from qwen_edge.runtime.package import TUNED_NAME, open_inside
+from qwen_edge.runtime.package import TUNED_NAME
 from qwen_edge.runtime.schema import SchemaError
-from qwen_edge.runtime.snapshots.atomic_file import write_atomically
 from qwen_edge.runtime.snapshots.binding import hash_files
 from qwen_edge.runtime.tuning.candidate import (
     PREFILL_CHUNK,
@@ -85,7 +87,7 @@ def make_settings_folder() -> Path:
     """
     path = _settings_dir() / _FOLDER
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
     except OSError as error:
         raise UsageError(
             f"The settings folder {str(path)!r} cannot be made: {error.strerror or error}.",
@@ -133,16 +135,13 @@ def forget_tuned(manifest: Manifest, device: str) -> bool:
     machine = describe_machine(device)
     path = _path_of(_settings_dir(), hash_files(manifest, "openvino"), device, machine)
     try:
-        path.unlink()
-    except FileNotFoundError:
-        return False
+        return remove_file(path)
     except OSError as error:
         raise UsageError(
             f"{str(path)!r} cannot be removed: {error.strerror or error}.",
             "remove it by hand",
             path=str(path),
         ) from error
-    return True
 
 
 def read_results(path: Path) -> tuple[Tuned, ...]:

@@ -14,9 +14,9 @@ from qwen_edge.profiles.device import MIN_CONTEXT_TOKENS
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.runtime.devices.probing import probe_devices
 from qwen_edge.runtime.engine import import_openvino
+from qwen_edge.runtime.files.opening import open_inside
 from qwen_edge.runtime.kernels import find_kernels
 from qwen_edge.runtime.manifest import TOKENIZER_JSON, DeviceSettings, Manifest
-from qwen_edge.runtime.package import open_inside
 from qwen_edge.runtime.resources.memory import check_memory, estimate_memory
 from qwen_edge.runtime.snapshots.binding import hash_files
 from qwen_edge.runtime.text_tokenizer import TextTokenizer

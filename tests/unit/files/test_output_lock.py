@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from qwen_edge.errors import OutputFolderError
-from qwen_edge.runtime import output_lock
-from qwen_edge.runtime.output_lock import lock_output
+from qwen_edge.runtime.files import output_lock
+from qwen_edge.runtime.files.output_lock import lock_output
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
@@ -19,7 +19,7 @@ RACE = """
 import os, sys, time
 from pathlib import Path
 from qwen_edge.errors import OutputFolderError
-from qwen_edge.runtime.output_lock import lock_output
+from qwen_edge.runtime.files.output_lock import lock_output
 
 target = Path(sys.argv[1]) / "package"
 number = Path(sys.argv[1]) / "number"
@@ -54,13 +54,14 @@ print(number.read_text(), sorted(os.listdir(sys.argv[1])))
 HOLD = """
 import sys, time
 from pathlib import Path
-from qwen_edge.runtime.output_lock import lock_output
+from qwen_edge.runtime.files.output_lock import lock_output
 with lock_output(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
 
 
+@pytest.mark.trust("T-EXP-08")
 def test_the_second_is_refused_and_told_who_is_first(tmp_path: Path) -> None:
     target = tmp_path / "größe 模型"
     with lock_output(target):
@@ -86,6 +87,7 @@ def test_a_failure_lets_go_of_the_lock(tmp_path: Path) -> None:
 
 
 @needs_fork
+@pytest.mark.trust("T-EXP-09")
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     target = tmp_path / "a"
     command = [sys.executable, "-c", HOLD, str(target)]
@@ -106,6 +108,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
 
 
 @needs_fork
+@pytest.mark.trust("T-EXP-08")
 def test_eight_processes_are_never_inside_together(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", RACE, str(tmp_path)], capture_output=True, text=True, timeout=60

@@ -5,7 +5,6 @@ kill leaves at most the file beside, which a later writing to the same name remo
 """
 
 import contextlib
-import errno
 import logging
 import os
 import secrets
@@ -15,11 +14,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qwen_edge.errors import ResourceError, UsageError
+from qwen_edge.runtime.files.writing import (
+    DISK_FULL,
+    open_for_writing,
+    remove_file,
+    rename,
+    sync,
+)
 
 _LOGGER = logging.getLogger(__name__)
 _SUFFIX = ".partial"
 _STALE_S = 3600.0  # no file takes an hour to write: whoever began it is gone
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -33,25 +38,47 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         UsageError: The folder does not exist, or nothing may be written there.
         ResourceError: The disk is full, or refuses to be written.
     """
+    try:
+        replace_file(path, write)
+    except OSError as error:
+        raise _describe(path, error) from error
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], object], *, durable: bool = True) -> None:
+    """Do the same, but let the system's error through.
+
+    Args:
+        path: Its folder must exist.
+        write: Is given an empty file, and writes it.
+        durable: Wait for the disk. Without, a power cut may leave an empty file under the name:
+            for what is checked when it is read and can be made again.
+
+    Raises:
+        OSError: The system refuses.
+    """
     _remove_stale(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_SUFFIX}")
     try:
-        with partial.open("xb") as stream:
+        with open_for_writing(partial, is_new=True) as stream:
             write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise _describe(path, error) from error
+        if durable:
+            sync(partial)
+        rename(partial, path)
+        if durable:
+            sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+            remove_file(partial)
+
+
+def replace_content(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Do the same with bytes that are there already."""
+    replace_file(path, lambda stream: stream.write(content), durable=durable)
 
 
 def _describe(path: Path, error: OSError) -> UsageError | ResourceError:
     reason = error.strerror or str(error)
-    if error.errno in _DISK_FULL:
+    if error.errno in DISK_FULL:
         return ResourceError(
             f"The disk of {str(path.parent)!r} filled up while {path.name!r} was written. "
             "What was there before is as it was.",
@@ -83,15 +110,4 @@ def _remove_stale(path: Path) -> None:
             is_ours = entry.name.startswith(prefix) and entry.name.endswith(_SUFFIX)
             if is_ours and time.time() - entry.stat().st_mtime > _STALE_S:
                 _LOGGER.info("Removing %s, which an interruption left", entry.name)
-                Path(entry.path).unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Force a folder's list of names to the disk; Windows has no such call and needs none."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+                remove_file(Path(entry.path))
