@@ -22,6 +22,7 @@ def package(demo_package: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(demo_package, tmp_path / "das Paket ü"))
 
 
+@pytest.mark.trust("T-SUP-01")
 def test_an_intact_package(cli: Any, demo_package: Path) -> None:
     outcome = cli("verify", demo_package)
     assert outcome.code == 0
@@ -59,6 +60,7 @@ def test_files_only_does_not_run_the_model(
     )
 
 
+@pytest.mark.trust("T-SUP-01")
 def test_one_flipped_bit_in_any_file_is_found(cli: Any, package: Path) -> None:
     names = sorted(path.name for path in package.iterdir() if path.name != "manifest.json")
     assert len(names) > 8
@@ -76,6 +78,7 @@ def test_one_flipped_bit_in_any_file_is_found(cli: Any, package: Path) -> None:
     assert cli("verify", package, "--files-only").code == 0
 
 
+@pytest.mark.trust("T-SUP-01")
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -101,6 +104,7 @@ def test_other_damage_is_named(
     assert "\nFix: " in outcome.err
 
 
+@pytest.mark.trust("T-SUP-01")
 def test_damage_as_json_lists_every_problem(cli: Any, package: Path) -> None:
     (package / "config.json").unlink()
     (package / "extra.txt").write_text("x")
@@ -113,12 +117,13 @@ def test_damage_as_json_lists_every_problem(cli: Any, package: Path) -> None:
     assert len(facts["problems"]) == 2
 
 
+@pytest.mark.trust("T-SUP-01")
 def test_other_golden_tokens_are_a_parity_error(cli: Any, package: Path) -> None:
     path = package / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
     manifest["golden"]["token_ids"][3] ^= 1
     wrong = manifest["golden"]["token_ids"][3]
-    path.write_text(json.dumps(manifest), encoding="utf-8")
+    path.write_bytes(Manifest.from_json(manifest).to_bytes())
     outcome = cli("verify", package)
     assert (outcome.code, outcome.out) == (9, "")
     assert f"token 4 of {len(manifest['golden']['token_ids'])} golden tokens is " in outcome.err

@@ -1,11 +1,15 @@
 """The manifest: the same bytes for the same facts, and every misfit named."""
 
+import hashlib
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qwen_edge.errors import PackageError
+from qwen_edge.runtime.files.plain_name import check_plain_name
 from qwen_edge.runtime.manifest import (
     FORMAT_FILES,
     FORMAT_VERSION,
@@ -13,7 +17,6 @@ from qwen_edge.runtime.manifest import (
     REQUIRED_FILES,
     Manifest,
 )
-from qwen_edge.runtime.plain_name import check_plain_name
 from qwen_edge.runtime.schema import parse_json
 
 SAMPLE = Path(__file__).parents[1] / "data" / "manifest.json"
@@ -48,6 +51,7 @@ def test_written_text_has_sorted_keys_and_plain_line_ends() -> None:
     assert b"\r" not in text
 
 
+@pytest.mark.trust("T-PKG-01")
 def test_newer_version_is_named_before_its_unknown_keys() -> None:
     error = refused(sample() | {"format_version": FORMAT_VERSION + 1, "new key": 1})
     assert f"format version {FORMAT_VERSION + 1}; this qwen-edge reads up to" in error.problem
@@ -55,11 +59,13 @@ def test_newer_version_is_named_before_its_unknown_keys() -> None:
     assert error.facts["newest_known"] == FORMAT_VERSION
 
 
+@pytest.mark.trust("T-PKG-01")
 @pytest.mark.parametrize("data", [[], {}, None, {"format": "other"}, 5], ids=str)
 def test_json_of_something_else_is_not_a_manifest(data: object) -> None:
     assert "is not the manifest of a model package" in refused(data).problem
 
 
+@pytest.mark.trust("T-PKG-01")
 def test_missing_unknown_and_wrong_keys_are_all_named() -> None:
     data = sample()
     data["model"]["num_layer"] = data["model"].pop("num_layers")
@@ -120,6 +126,7 @@ def test_name_that_could_leave_the_folder_is_refused(name: str) -> None:
     assert "is not a plain file name" in refused(data).problem
 
 
+@pytest.mark.trust("T-PKG-03")
 @pytest.mark.parametrize("name", ["x.so", "x.dll", "x.py", "x.pkl", "x.exe", "x.json.js"])
 def test_code_cannot_be_part_of_a_package(name: str) -> None:
     assert "not a kind of file that packages hold" in (check_plain_name(name) or "")
@@ -149,6 +156,7 @@ def test_writing_refuses_what_reading_would() -> None:
         broken.to_bytes()
 
 
+@pytest.mark.trust("T-PKG-01")
 def test_bytes_that_are_not_json_are_refused() -> None:
     with pytest.raises(PackageError, match=r"does not fit .* line 1 column 2 is not JSON"):
         Manifest.from_bytes(b"{")
@@ -221,3 +229,44 @@ def test_onnx_facts_out_of_range_are_named(key: str, value: int, expected: str) 
     data = with_onnx()
     data["onnx"][key] = value
     assert expected in refused(data).problem
+
+
+def sealed(data: dict[str, Any]) -> bytes:
+    """Return the text of plain data with a seal that fits."""
+    unsealed = {key: value for key, value in data.items() if key != "seal"}
+    digest = hashlib.sha256(written(unsealed)).hexdigest()
+    return written({**unsealed, "seal": digest})
+
+
+def written(data: dict[str, Any]) -> bytes:
+    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
+    return f"{text}\n".encode()
+
+
+def test_the_seal_is_the_hash_of_all_the_rest() -> None:
+    assert sealed(json.loads(SAMPLE.read_bytes())) == SAMPLE.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(b'"demo', b'"dem0', 1),
+        lambda text: text.replace(b"\n", b"\r\n"),
+        lambda text: text + b"\n",
+        lambda text: text.replace(b'  "seal"', b'  "leas"'),
+        lambda text: written({k: v for k, v in json.loads(text).items() if k != "seal"}),
+    ],
+    ids=["value", "line-ends", "length", "key", "without"],
+)
+@pytest.mark.trust("T-PKG-01")
+def test_a_changed_text_is_refused(change: Callable[[bytes], bytes]) -> None:
+    text = SAMPLE.read_bytes()
+    assert change(text) != text
+    with pytest.raises(PackageError, match=r"not as it was sealed|'leas'"):
+        Manifest.from_bytes(change(text))
+
+
+def test_a_manifest_without_keys_that_came_later_is_read() -> None:
+    data = json.loads(SAMPLE.read_bytes())
+    assert data.pop("npu") is None
+    assert Manifest.from_bytes(sealed(data)) == Manifest.from_bytes(SAMPLE.read_bytes())

@@ -1,11 +1,13 @@
 """What `manifest.json` of a model package says: the contract between export and runtime.
 
 One frozen dataclass per object of the file; field names are the keys. The text is the same
-for the same facts (sorted keys, no time, host or path), so equal exports are equal bytes.
+for the same facts (sorted keys, no time, host or path), so equal exports are equal bytes. It ends
+with a seal, the hash of all the rest: no other file vouches for this one.
 This module knows no folder and no file; read `package.py` for those, and `manifest_checks.py`
 for what values may be.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from qwen_edge.runtime.schema import SchemaError, parse_json, read_dataclass, to
 FORMAT = "qwen-edge-package"
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+SEAL = "seal"
+"""Key of the file: SHA-256 of its text without this key, 64 lower-case hex digits."""
 
 MODEL_XML = "openvino_model.xml"
 MODEL_BIN = "openvino_model.bin"
@@ -83,7 +87,10 @@ class AdapterFacts:
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """Where the checkpoint came from; `revision` is a commit, never a branch."""
+    """Where the checkpoint came from; `revision` is a commit, never a branch.
+
+    The licence is what its card states, word for word; `license_name` is what cards add to "other".
+    """
 
     kind: Literal["hub", "folder", "embedded"]
     id: str
@@ -93,6 +100,7 @@ class SourceFacts:
     base_model: str | None
     files: Mapping[str, FileFacts]
     adapters: tuple[AdapterFacts, ...] = ()
+    license_name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -236,6 +244,8 @@ class Manifest:
                 fit; every such key is named.
         """
         _check_format(data)
+        if isinstance(data, dict):
+            data = {key: value for key, value in data.items() if key != SEAL}
         try:
             manifest = read_dataclass(cls, data)
         except SchemaError as error:
@@ -252,13 +262,26 @@ class Manifest:
         """Build and check a manifest from the bytes of its file.
 
         Raises:
-            PackageError: The bytes are not strict JSON, or see `from_json`.
+            PackageError: The bytes are not strict JSON, or are not those that `to_bytes` wrote, or
+                see `from_json`.
         """
         try:
             data = parse_json(text)
         except SchemaError as error:
             raise _not_fitting(error.problems) from error
-        return cls.from_json(data)
+        manifest = cls.from_json(data)
+        try:
+            # Of the keys as they stand there: those that a later version adds are not missed.
+            sealed = _seal({key: value for key, value in data.items() if key != SEAL})
+        except UnicodeEncodeError as error:  # JSON can write them, UTF-8 cannot
+            raise _not_fitting(["a text in it holds half of a character"]) from error
+        if sealed != text:
+            raise PackageError(
+                f"'{MANIFEST_NAME}' is not as it was sealed: its text has changed (its '{SEAL}' is "
+                f"{data.get(SEAL)!r:.80}, expected {parse_json(sealed)[SEAL]!r}).",
+                "copy the folder again from where it came from, or export the package again.",
+            )
+        return manifest
 
     def to_json(self) -> dict[str, Any]:
         """Return plain dicts and lists that `from_json` reads back to an equal manifest."""
@@ -266,15 +289,25 @@ class Manifest:
         return data
 
     def to_bytes(self) -> bytes:
-        """Return the file's bytes: UTF-8, sorted keys, two spaces, newline at the end.
+        """Return the file's bytes: UTF-8, sorted keys, two spaces, newline at the end, sealed.
 
         Raises:
             PackageError: The manifest would not be read back: a wrong name, size or range.
         """
         data = self.to_json()
         Manifest.from_json(json.loads(json.dumps(data)))
-        text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        return (text + "\n").encode("utf-8")
+        return _seal(data)
+
+
+def _seal(data: dict[str, Any]) -> bytes:
+    """Return the file's bytes for plain data without a seal."""
+    digest = hashlib.sha256(_to_text(data)).hexdigest()
+    return _to_text({**data, SEAL: digest})
+
+
+def _to_text(data: dict[str, Any]) -> bytes:
+    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8")
 
 
 def _check_format(data: object) -> None:
