@@ -89,10 +89,11 @@ def _tell(bundle: "Bundle", out: Output, *, as_json: bool) -> None:
                 "part_bytes": bundle.sizes,
                 "golden_tokens": bundle.golden_tokens,
                 "notices": facts.notices,
+                "requirements": None if facts.origins is None else facts.origins.as_json,
             }
         )
         return
-    for text in facts.notices:
+    for text in (*facts.notices, *(facts.origins.notices if facts.origins else ())):
         out.notice(text)
     shown = list(bundle.sizes.items())[:_NUM_SIZES_SHOWN]
     rest = sum(bundle.sizes.values()) - sum(size for _, size in shown)

@@ -19,7 +19,7 @@ from qwen_edge.errors import EdgeError, UsageError
 
 # <bundle>/lib/packages/qwen_edge/cli/bundled.pyc
 ROOT = Path(__file__).parents[4]
-_MAKERS = ("export", "bundle", "quality")
+_MAKERS = ("export", "bundle", "quality", "sign")
 _PACKAGE_ARGUMENTS = frozenset({"package", "packages"})
 
 

@@ -34,6 +34,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "bundle": ("qwen_edge.cli.bundle_command", "Make a folder for machines without Python."),
         "batch": ("qwen_edge.cli.batch_command", "Answer many prompts at a time."),
         "verify": ("qwen_edge.cli.verify_command", "Check a package's files and its answers."),
+        "sign": ("qwen_edge.cli.sign_command", "Sign a package, for whoever trusts your key."),
         "quality": ("qwen_edge.cli.quality_command", "Measure what a package lost."),
         "bench": ("qwen_edge.cli.bench_command", "Measure how fast a package is here."),
         "tune": ("qwen_edge.cli.tune_command", "Find the fastest settings for this machine."),

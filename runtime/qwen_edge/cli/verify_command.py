@@ -1,4 +1,4 @@
-"""`qwen-edge verify`: are the files as they were sealed, and does each model still answer so?"""
+"""`qwen-edge verify`: are the files as they were sealed, by whom, and do they still answer so?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from qwen_edge.errors import (
     DeviceError,
     EdgeError,
     MissingExtraError,
+    PackageError,
     ParityError,
     ResourceError,
     format_bytes,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from qwen_edge.cli.progress import StepBars
     from qwen_edge.runtime.manifest import FormatName, Manifest
     from qwen_edge.runtime.package import VerifyReport
+    from qwen_edge.runtime.signature import Signature
 
 
 @dataclass(frozen=True)
@@ -45,33 +47,50 @@ class FormatCheck:
 @click.command("verify")
 @click.argument("package")
 @backend_option
+@click.option(
+    "--public-key",
+    metavar="FILE",
+    help="Check that the package was signed with the private key that belongs to this one.",
+)
 @click.option("--files-only", is_flag=True, help="Hash the files, do not run the model.")
 @click.option("--quiet", is_flag=True, help="No progress, no notices.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(package: str, backend: str, files_only: bool, quiet: bool, as_json: bool) -> None:
+def command(
+    package: str,
+    backend: str,
+    public_key: str | None,
+    files_only: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Hash every file in the folder PACKAGE, then run its golden tokens on the CPU.
 
     Golden tokens are the model's own answer to a fixed prompt, recorded at export. Each format
     that the package holds the model in must give them; one whose engine is not installed is
     named and left out, unless --backend asks for it. Exit code 3: a file is missing, changed or
-    not listed; 9: the model answers otherwise.
+    not listed, or the signature is missing or not that of the key; 9: the model answers otherwise.
 
     \b
     Examples:
       qwen-edge verify ./qwen3-4b-core-ultra-int4
       qwen-edge verify ./qwen3-4b-core-ultra-int4 --files-only --json
+      qwen-edge verify ./qwen3-4b-core-ultra-int4 --public-key models.pub
     """
     from qwen_edge.runtime.devices.opening import choose_formats
     from qwen_edge.runtime.package import check_report, read_manifest
+    from qwen_edge.runtime.signature import check_signature
 
     out = Output(is_quiet=quiet, as_json=as_json)
     folder = find_package(package)
     manifest = read_manifest(folder)
     formats = choose_formats(folder, manifest, backend=backend)
     checks = [FormatCheck(name, None, "--files-only") for name in formats]
+    signature = None if public_key is None else check_signature(folder, Path(public_key))
     with leave_soon(), out.steps() as bars:
         report = _hash(folder, manifest, bars)
         check_report(report)
+        if signature is not None and signature.package_hash != report.package_hash:
+            raise _changed(folder)
         if not files_only:
             checks = _run_formats(folder, manifest, formats, bars)
     if as_json:
@@ -84,12 +103,41 @@ def command(package: str, backend: str, files_only: bool, quiet: bool, as_json: 
                 "num_bytes": report.num_bytes,
                 "golden_tokens": num_tokens,
                 "formats": checks,
+                "signature": _signature_facts(folder, signature),
             }
         )
         return
     told = "" if files_only else f", {_describe(checks)}"
+    signed = _describe_signature(folder, signature)
     out.result(
-        f"{folder}: {report.num_files} files, {format_bytes(report.num_bytes)}, intact{told}"
+        f"{folder}: {report.num_files} files, {format_bytes(report.num_bytes)}, "
+        f"intact{signed}{told}"
+    )
+
+
+def _signature_facts(folder: Path, signature: "Signature | None") -> dict[str, object] | None:
+    """Return what is known of a signature; None where there is none."""
+    from qwen_edge.runtime.signature import has_signature
+
+    if signature is not None:
+        return {"checked": True, "key_hash": signature.key_hash}
+    return {"checked": False, "key_hash": None} if has_signature(folder) else None
+
+
+def _describe_signature(folder: Path, signature: "Signature | None") -> str:
+    from qwen_edge.runtime.signature import has_signature
+
+    if signature is not None:
+        return f", signed with your key {signature.key_hash[:16]}"
+    is_there = has_signature(folder)
+    return ", signed (not checked, which takes --public-key)" if is_there else ""
+
+
+def _changed(folder: Path) -> PackageError:
+    return PackageError(
+        f"The package {str(folder)!r} was changed while it was checked.",
+        "wait until whoever writes it has ended, then check it again",
+        path=str(folder),
     )
 
 
