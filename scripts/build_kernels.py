@@ -30,6 +30,9 @@ _FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 _FLAGS += ["-ffp-contract=off"]
 _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 _AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"]
+# A check that fails names its source file. Without the folders of this machine before it: they are
+# nobody's business, and the same sources give the same library wherever they lie.
+_FOLDERS = "-ffile-prefix-map={folder}={name}"
 # Each file has the instructions that it was written for; what runs is decided at run time.
 SOURCES = {
     "extension.cpp": [],
@@ -95,7 +98,7 @@ def _find_openvino() -> Path:
 
 
 def _make_stamp(compiler: str, openvino: Path) -> str:
-    digest = hashlib.sha256(repr((compiler, _FLAGS, SOURCES)).encode())
+    digest = hashlib.sha256(repr((compiler, _FLAGS, _FOLDERS, SOURCES)).encode())
     for path in sorted(NATIVE.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
     digest.update(" ".join(path.name for path in _libraries(openvino)).encode())
@@ -114,11 +117,17 @@ def _libraries(openvino: Path) -> list[Path]:
 
 
 def _compile(compiler: str, openvino: Path, folder: Path) -> Path:
+    folders = [
+        _FOLDERS.format(folder=NATIVE, name="native"),
+        _FOLDERS.format(folder=openvino, name="openvino"),
+    ]
+
     def compile_one(item: tuple[str, list[str]]) -> str:
         source, flags = item
         target = folder / f"{source}.o"
         include = ["-isystem", str(openvino / "include")]
-        _run([compiler, *_FLAGS, *flags, *include, "-c", str(NATIVE / source), "-o", str(target)])
+        options = [*_FLAGS, *flags, *folders, *include]
+        _run([compiler, *options, "-c", str(NATIVE / source), "-o", str(target)])
         return str(target)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -32,9 +32,12 @@ if (-not (Test-Path (Join-Path $environment "Scripts\python.exe"))) {
     Invoke-Checked $Python @("-m", "venv", $environment)
 }
 $interpreter = Join-Path $environment "Scripts\python.exe"
-$what = if ($WithoutServer) { $project } else { "$project[serve]" }
-# msvc-runtime: the C++ library of Visual Studio, which a few machines do not have.
-Invoke-Checked $interpreter @("-m", "pip", "install", "--upgrade", "pip", $what, "msvc-runtime")
+# Exact versions, each wheel's hash compared; among them msvc-runtime, Visual Studio's C++ library,
+# which a few machines do not have. The server's packages are always installed, and left out of the
+# bundle with -WithoutServer.
+$requirements = Join-Path $project "runtime\qwen_edge\bundle\requirements.txt"
+Invoke-Checked $interpreter @("-m", "pip", "install", "--require-hashes", "-r", $requirements)
+Invoke-Checked $interpreter @("-m", "pip", "install", "--no-deps", $project)
 
 $line = @("-m", "qwen_edge.cli", "bundle", $Package, "--output", $Output)
 if ($Devices) { $line += @("--devices", $Devices) }

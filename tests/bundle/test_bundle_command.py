@@ -9,9 +9,11 @@ from click.testing import CliRunner
 
 from qwen_edge.bundle import pipeline
 from qwen_edge.bundle.readme import BundleFacts
+from qwen_edge.bundle.request import BundleRequest
 from qwen_edge.bundle.systems import find_system
 from qwen_edge.cli.bundle_command import command
 from qwen_edge.errors import EdgeError, OutputFolderError, PackageError, ResourceError, UsageError
+from qwen_edge.runtime.package import SIGNATURE_NAME
 
 SYSTEM = find_system("linux", "x86_64")
 
@@ -96,6 +98,21 @@ def test_a_damaged_package_is_not_bundled(demo_package: Path, tmp_path: Path) ->
     with pytest.raises(PackageError, match=r"openvino_model\.bin"):
         call(package, "--output", tmp_path / "app", "--without-server", "--quiet")
     assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
+
+
+@pytest.mark.trust("T-SUP-02")
+def test_a_signature_goes_along_as_it_is(demo_package: Path, tmp_path: Path) -> None:
+    package = Path(shutil.copytree(demo_package, tmp_path / "package"))
+    (package / SIGNATURE_NAME).write_bytes(b"signed")
+    request = BundleRequest(package, tmp_path / "app", devices=("cpu",))
+    plan = pipeline.plan_bundle(request)
+    pipeline._copy_model(package, tmp_path / "model", plan, lambda step, done, total: None)
+    copied = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    assert copied == {path.name: path.read_bytes() for path in package.iterdir()}
+    (package / SIGNATURE_NAME).unlink()
+    (package / SIGNATURE_NAME).symlink_to("/etc/hostname")
+    with pytest.raises(PackageError, match="is a symbolic link"):
+        pipeline._copy_model(package, tmp_path / "other", plan, lambda step, done, total: None)
 
 
 def test_a_bundle_that_does_not_work_is_not_kept(

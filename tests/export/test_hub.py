@@ -181,11 +181,29 @@ def test_a_cached_commit_needs_no_network_at_all(hub: Any) -> None:
     assert hub.requests == []
 
 
+@pytest.mark.trust("T-SUP-04")
 def test_all_files_are_of_one_commit(hub: Any) -> None:
     """The branch may move during a download; every address names the commit."""
     get(revision="v1")
     assert len(hub.asked("/resolve/")) == len(WANTED)
     assert all(f"/resolve/{COMMIT}/" in request.path for request in hub.asked("/resolve/"))
+
+
+@pytest.mark.trust("T-SUP-04")
+def test_a_branch_that_moves_while_files_come(hub: Any) -> None:
+    """Somebody pushes between the listing and the first file, and again before the last."""
+    moves = iter(["e" * 40, "f" * 40])
+
+    def move(done_bytes: int, total_bytes: int, label: str) -> None:
+        hub.commit = next(moves, hub.commit)
+
+    source = resolve(revision="main")
+    hub.commit, hub.earlier = "d" * 40, {COMMIT}
+    fetched = fetch_source(source, progress=move, limits=QUICK)
+    assert fetched.revision == COMMIT and COMMIT in str(fetched.folder)
+    assert hub.commit == "f" * 40
+    assert {COMMIT in request.path for request in hub.asked("/resolve/")} == {True}
+    assert get(revision="main").revision == "f" * 40
 
 
 def test_the_library_finds_what_was_fetched(hub: Any, cache: Path) -> None:
@@ -237,6 +255,7 @@ def test_what_the_library_fetched_is_used_offline(hub: Any, cache: Path) -> None
     assert hub.requests == []
 
 
+@pytest.mark.trust("T-IN-02")
 def test_damaged_content_behind_a_link_is_replaced(
     hub: Any, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -261,6 +280,7 @@ def test_a_new_commit_with_the_same_weights_downloads_only_the_difference(hub: A
     assert (fetched.folder / "model.safetensors").read_bytes() == SHARD
 
 
+@pytest.mark.trust("T-IN-02")
 def test_a_changed_shard_in_the_cache_is_noticed(hub: Any) -> None:
     """A file swapped for another of the same size must not be exported."""
     shard = get().folder / "model.safetensors"
@@ -272,6 +292,7 @@ def test_a_changed_shard_in_the_cache_is_noticed(hub: Any) -> None:
 # --- interruption and resumption
 
 
+@pytest.mark.trust("T-SUP-05")
 @pytest.mark.parametrize("cut_after", [0, 1, 100_000, len(SHARD) - 1])
 def test_a_cut_connection_is_resumed(hub: Any, cut_after: int) -> None:
     hub.faults.append(Fault("cdn:/model", cut_after=cut_after))
@@ -315,6 +336,7 @@ def test_a_range_that_was_not_asked_for_is_refused(hub: Any) -> None:
         get()
 
 
+@pytest.mark.trust("T-SUP-05")
 def test_a_server_that_always_cuts_is_given_up(hub: Any, cache: Path) -> None:
     hub.faults.append(Fault("cdn:/model", cut_after=1000, times=99))
     with pytest.raises(SourceError, match="in 3 attempts without progress") as caught:
@@ -332,6 +354,7 @@ def test_a_large_step_forward_counts_as_progress(hub: Any) -> None:
     assert (get().folder / "model.safetensors").stat().st_size == 16 * len(SHARD)
 
 
+@pytest.mark.trust("T-SUP-05")
 def test_a_silent_server_is_asked_again(hub: Any) -> None:
     hub.faults.append(Fault("cdn:/model", stall_s=2.5))
     limits = TransferLimits(max_attempts=3, first_wait_s=0.0, max_wait_s=2.0, timeout_s=1.0)
@@ -364,6 +387,7 @@ REFUSALS = [
 ]
 
 
+@pytest.mark.trust("T-SUP-03")
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.name)
 @pytest.mark.parametrize("where", ["/api/models/", "/resolve/"])
 def test_refusals_say_what_to_do_and_are_not_repeated(
@@ -394,6 +418,7 @@ def test_a_rejected_token(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hf_old" not in str(caught.value) + repr(caught.value.facts)
 
 
+@pytest.mark.trust("T-SUP-05")
 def test_the_token_opens_a_private_model_and_goes_nowhere_else(
     hub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,6 +437,7 @@ def test_no_word_about_this_machine_is_sent(hub: Any) -> None:
     assert hub.asked("agent-harnesses") == []
 
 
+@pytest.mark.trust("T-SUP-05")
 @pytest.mark.parametrize("where", ["/api/models/", "cdn:/model"])
 def test_a_full_hub_is_asked_again_after_the_wait_it_wants(hub: Any, where: str) -> None:
     hub.faults.append(Fault(where, status=429, headers={"Retry-After": "1"}))
@@ -421,6 +447,7 @@ def test_a_full_hub_is_asked_again_after_the_wait_it_wants(hub: Any, where: str)
     assert len(hub.asked("/api/models/")) + len(hub.asked("/model.safetensors", "cdn")) == 3
 
 
+@pytest.mark.trust("T-SUP-05")
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 def test_passing_failures_are_retried(hub: Any, status: int) -> None:
     hub.faults += [Fault("/api/models/", status=status, times=2)]
@@ -429,6 +456,7 @@ def test_passing_failures_are_retried(hub: Any, status: int) -> None:
     assert len(hub.asked("/api/models/")) == 3
 
 
+@pytest.mark.trust("T-SUP-05")
 @pytest.mark.parametrize("where", ["/api/models/", "cdn:/model"])
 @pytest.mark.parametrize("status", [429, 503])
 def test_lasting_failures_are_given_up(hub: Any, where: str, status: int) -> None:
@@ -464,6 +492,7 @@ def test_asked_wait(headers: dict[str, str], expected: float | None) -> None:
 # --- lies
 
 
+@pytest.mark.trust("T-SUP-05", "T-IN-01")
 def test_a_length_that_is_not_the_listed_one(hub: Any, cache: Path) -> None:
     hub.listed["config.json"] = {"size": 5000}
     with pytest.raises(SourceError) as caught:
@@ -486,6 +515,7 @@ def test_an_announced_length_that_is_too_long(hub: Any) -> None:
         get()
 
 
+@pytest.mark.trust("T-SUP-05", "T-IN-02")
 def test_a_wrong_content_is_removed_and_the_next_run_works(hub: Any, cache: Path) -> None:
     hub.files["model.safetensors"] = wrong = SHARD[:-1] + b"!"
     hub.listed["model.safetensors"] = {
@@ -501,6 +531,7 @@ def test_a_wrong_content_is_removed_and_the_next_run_works(hub: Any, cache: Path
     assert (get().folder / "model.safetensors").read_bytes() == SHARD
 
 
+@pytest.mark.trust("T-SUP-05", "T-IN-02")
 def test_a_wrong_small_file_is_found_by_its_git_id(hub: Any) -> None:
     hub.listed["config.json"] = {"blobId": "a" * 40}
     with pytest.raises(SourceError, match=r"has the git object id .* where a{40} is expected"):
@@ -513,6 +544,7 @@ def test_a_compressed_answer_is_understood(hub: Any, name: str) -> None:
     assert (get().folder / name).read_bytes() == FILES[name]
 
 
+@pytest.mark.trust("T-IN-10")
 def test_a_compression_bomb_stops_at_the_listed_size(hub: Any, cache: Path) -> None:
     hub.files["model.safetensors"] = bytes(1 << 22)
     hub.listed["model.safetensors"] = {"lfs": {"sha256": "a" * 64, "size": 1000}}
@@ -522,6 +554,7 @@ def test_a_compression_bomb_stops_at_the_listed_size(hub: Any, cache: Path) -> N
     assert partials(cache) == []
 
 
+@pytest.mark.trust("T-SUP-05")
 @pytest.mark.parametrize("where", ["/api/models/", "config.json"])
 def test_a_login_page_instead_of_an_answer(hub: Any, where: str) -> None:
     page = Fault(where, body=b"<html>sign in</html>", headers={"Content-Type": "text/html"})
@@ -559,12 +592,14 @@ def test_listings_without_sense(hub: Any, change: dict[str, object], expected: s
 
 
 @pytest.mark.parametrize("body", [b"[]", b"7", b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.trust("T-IN-10")
 def test_answers_that_are_no_listing(hub: Any, body: bytes) -> None:
     hub.faults.append(Fault("/api/models/", body=body))
     with pytest.raises(SourceError):
         resolve()
 
 
+@pytest.mark.trust("T-SUP-04")
 def test_another_commit_than_the_pinned_one_is_refused(hub: Any) -> None:
     body = json.dumps(hub.listing("main") | {"sha": "e" * 40}).encode()
     hub.faults.append(Fault("/api/models/", body=body))
@@ -575,6 +610,7 @@ def test_another_commit_than_the_pinned_one_is_refused(hub: Any) -> None:
 # --- what is taken
 
 
+@pytest.mark.trust("T-IN-03")
 def test_only_plain_names_are_taken() -> None:
     names = [
         "config.json",
@@ -614,6 +650,7 @@ def test_weights_with_other_names_are_taken_when_there_are_no_usual_ones() -> No
     assert select_files(names) == ["config.json", "weights.safetensors"]
 
 
+@pytest.mark.trust("T-IN-15")
 def test_pickled_weights_are_refused_before_anything_is_fetched(hub: Any, cache: Path) -> None:
     for name in list(hub.files):
         if name.endswith(".safetensors"):
@@ -632,6 +669,7 @@ def test_odd_revisions_are_refused_before_any_request(hub: Any, revision: str) -
     assert hub.requests == []
 
 
+@pytest.mark.trust("T-SUP-03")
 @pytest.mark.parametrize(
     ("card", "license_", "name", "link", "base"),
     [
@@ -720,6 +758,7 @@ def test_an_endpoint_that_is_no_address(
     assert "HF_ENDPOINT" in caught.value.fix
 
 
+@pytest.mark.trust("T-SUP-05")
 def test_redirects_without_end(hub: Any) -> None:
     hub.faults.append(Fault("/api/", location="/api/again", times=999))
     with pytest.raises(SourceError, match="went wrong"):
@@ -729,6 +768,7 @@ def test_redirects_without_end(hub: Any) -> None:
 # --- disk and neighbours
 
 
+@pytest.mark.trust("T-EXP-05")
 def test_a_small_disk_is_noticed_before_the_first_byte(
     hub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

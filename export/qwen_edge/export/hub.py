@@ -15,6 +15,7 @@ from qwen_edge.errors import CheckpointError, SourceError, UsageError
 from qwen_edge.export.integrity import SourceFile
 from qwen_edge.export.source_card import SourceCard, card_from_metadata
 from qwen_edge.export.transfer import TransferLimits, read_json
+from qwen_edge.runtime.licence_names import is_licence_text
 
 # What an export reads. Never pickles (.bin, .pt) and never code (.py).
 _WANTED = (
@@ -29,8 +30,6 @@ _WANTED = (
     "chat_template.json",
     "*.safetensors",
     "*.safetensors.index.json",
-    "LICENSE*",
-    "NOTICE*",
     "README.md",
 )
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
@@ -92,7 +91,8 @@ def select_files(names: Iterable[str]) -> list[str]:
     wanted = sorted(
         name
         for name in names
-        if _PLAIN_NAME.fullmatch(name) and any(fnmatchcase(name, p) for p in _WANTED)
+        if _PLAIN_NAME.fullmatch(name)
+        and (is_licence_text(name) or any(fnmatchcase(name, p) for p in _WANTED))
     )
     if not any(_WEIGHTS.fullmatch(name) for name in wanted):
         return wanted

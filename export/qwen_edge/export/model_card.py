@@ -8,9 +8,16 @@ host or path, so that equal exports are equal bytes.
 import json
 from collections.abc import Sequence
 
+from qwen_edge.export.source_card import UNKNOWN_LICENSE
 from qwen_edge.runtime.devices.npu_verdict import describe_verdict
-from qwen_edge.runtime.manifest import FORMAT_ENGINES, AdapterFacts, FormatName, Manifest
-from qwen_edge.runtime.plain_name import FRONTIER_REPORT, QUALITY_REPORT, RECIPE_FILE
+from qwen_edge.runtime.files.plain_name import FRONTIER_REPORT, QUALITY_REPORT, RECIPE_FILE
+from qwen_edge.runtime.manifest import (
+    FORMAT_ENGINES,
+    AdapterFacts,
+    FormatName,
+    Manifest,
+    SourceFacts,
+)
 from qwen_edge.runtime.quality_facts import READING_NAMES, describe_quality
 from qwen_edge.runtime.recipe_facts import RecipeFacts
 
@@ -56,6 +63,8 @@ def write_model_card(manifest: Manifest, formats: Sequence[FormatName]) -> str:
 def _front_matter(manifest: Manifest, fmt: FormatName) -> list[str]:
     source = manifest.source
     lines = ["---", f"license: {_quoted(source.license)}"]
+    if source.license_name:
+        lines.append(f"license_name: {_quoted(source.license_name)}")
     if source.license_link:
         lines.append(f"license_link: {_quoted(source.license_link)}")
     if source.kind == "hub":
@@ -123,6 +132,15 @@ def _describe_methods(recipe: RecipeFacts) -> str:
     return f" and {'calibrated ' if is_calibrated else ''}{listed}"
 
 
+def _describe_licence(source: SourceFacts) -> str:
+    """Return what the source states, or that it states nothing."""
+    if source.license == UNKNOWN_LICENSE:
+        return f"{UNKNOWN_LICENSE}: its source states none; ask its makers before you use it"
+    name = f" ({source.license_name})" if source.license_name else ""
+    link = f", {source.license_link}" if source.license_link else ""
+    return f"{source.license}{name}{link}"
+
+
 def _with_adapters(manifest: Manifest) -> str:
     names = [_cell(entry.name) for entry in manifest.source.adapters]
     return f" with {' and '.join(names)} merged into it" if names else ""
@@ -143,7 +161,7 @@ def _facts(manifest: Manifest) -> list[str]:
         "| --- | --- |",
         f"| source | {_cell(source.id)}{revision} |",
         *(f"| adapter | {_describe_adapter(entry)} |" for entry in source.adapters),
-        f"| licence | {_cell(source.license)} |",
+        f"| licence | {_cell(_describe_licence(source))} |",
         f"| architecture | {model.architecture}, {model.num_layers} layers, "
         f"{model.num_parameters:,} parameters |",
         f"| context | {model.max_context_tokens:,} tokens |",

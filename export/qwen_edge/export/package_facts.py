@@ -108,6 +108,7 @@ def source_facts(
         id=_writable(source.id),
         revision=source.revision,
         license=_writable(source.license),
+        license_name=source.license_name and _writable(source.license_name),
         license_link=source.license_link and _writable(source.license_link),
         base_model=source.base_model and _writable(source.base_model),
         files=dict(sorted(sealed.items())),

@@ -68,14 +68,40 @@ def read_card(folder: Path) -> SourceCard:
     license_file = _find_license_file(folder)
     if card.license != UNKNOWN_LICENSE or license_file is None:
         return card
-    text = _read_start(license_file)
-    named = next((name for heading, name in _LICENSE_HEADINGS if heading.match(text)), None)
+    named = _name_text(folder)
     return SourceCard(
-        license=named or UNKNOWN_LICENSE,
+        license=UNKNOWN_LICENSE if named is None else named[1],
         license_name=card.license_name,
         license_link=card.license_link or license_file.name,
         base_model=card.base_model,
     )
+
+
+def find_contradiction(folder: Path, stated: str) -> str | None:
+    """Return a sentence where a checkpoint's licence file is not the licence that its card states.
+
+    Args:
+        folder: The checkpoint folder.
+        stated: The card's identifier.
+    """
+    found = _name_text(folder)
+    if found is None or stated in (UNKNOWN_LICENSE, found[1]):
+        return None
+    name, named = found
+    return (
+        f"The checkpoint's card states the licence {stated!r}, its {name!r} is {named!r}. Both are "
+        "carried along as they are; ask its makers which one holds."
+    )
+
+
+def _name_text(folder: Path) -> tuple[str, str] | None:
+    """Return the name of a licence file, and which licence it is; None where that is not plain."""
+    path = _find_license_file(folder)
+    if path is None:
+        return None
+    text = _read_start(path)
+    named = (name for heading, name in _LICENSE_HEADINGS if heading.match(text))
+    return next(((path.name, name) for name in named), None)
 
 
 def _read_front_matter(readme: Path) -> Mapping[str, Any]:
@@ -88,14 +114,19 @@ def _read_front_matter(readme: Path) -> Mapping[str, Any]:
         return {}
     try:
         metadata = yaml.safe_load(match.group(1))
-    except (yaml.YAMLError, ValueError, RecursionError) as exc:
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as exc:
+        # AttributeError: PyYAML 6.0 on a text that says it is a date, and is none.
         _log.warning("The metadata block of %s is not YAML and is ignored: %s", readme.name, exc)
         return {}
     return metadata if isinstance(metadata, dict) else {}
 
 
 def _find_license_file(folder: Path) -> Path | None:
-    found = sorted(path for path in folder.glob("LICENSE*") if path.is_file())
+    found = sorted(
+        path
+        for path in folder.iterdir()
+        if path.name.lower().startswith(("license", "licence")) and path.is_file()
+    )
     return found[0] if found else None
 
 

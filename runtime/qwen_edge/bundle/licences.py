@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_edge.bundle.contents import UNKNOWN_LICENCE, LicenceText, Part
+from qwen_edge.runtime.files.opening import inside
+from qwen_edge.runtime.files.writing import make_folder, write_file, write_text
+from qwen_edge.runtime.licence_names import is_licence_text
 from qwen_edge.runtime.manifest import Manifest
 
 FOLDER = "licences"
@@ -104,11 +107,14 @@ def is_apache(licence: str) -> bool:
     return _APACHE.search(licence) is not None
 
 
-def describe_model_licence(manifest: Manifest, apache: bytes | None) -> tuple[LicenceText, ...]:
-    """Return what is said of a model's licence: its source's own words.
+def describe_model_licence(
+    manifest: Manifest, folder: Path, apache: bytes | None
+) -> tuple[LicenceText, ...]:
+    """Return what is said of a model's licence: its source's own words, and its own texts.
 
     Args:
         manifest: The package's.
+        folder: The package in the bundle.
         apache: The text of the Apache licence, given with models that are under it.
     """
     source = manifest.source
@@ -116,6 +122,7 @@ def describe_model_licence(manifest: Manifest, apache: bytes | None) -> tuple[Li
         f"The model {manifest.name!r} was made from {source.id!r}"
         + (f", commit {source.revision}." if source.revision else "."),
         f"Licence, as its source states it: {source.license}",
+        *([f"Its name: {source.license_name}"] if source.license_name else []),
         *([f"Its text: {source.license_link}"] if source.license_link else []),
         *([f"Made for or from: {source.base_model}"] if source.base_model else []),
         *(f"Merged into it: {adapter.name}" for adapter in manifest.source.adapters),
@@ -123,7 +130,9 @@ def describe_model_licence(manifest: Manifest, apache: bytes | None) -> tuple[Li
     if source.license == UNKNOWN_LICENCE:
         lines.append("Its source does not say under which licence it may be used. Ask its makers.")
     texts = [LicenceText("LICENCE.txt", ("\n".join(lines) + "\n").encode())]
-    if apache is not None and is_apache(source.license):
+    own = [name for name in manifest.files if is_licence_text(name)]
+    texts += [LicenceText(f"source/{name}", (folder / name).read_bytes()) for name in own]
+    if apache is not None and not own and is_apache(source.license):
         texts.append(LicenceText("Apache-2.0.txt", apache))
     return tuple(texts)
 
@@ -140,16 +149,16 @@ def write_licences(root: Path, parts: list[Part]) -> list[str]:
     """
     missing, rows = [], []
     for part in parts:
-        folder = root / FOLDER / part.name
+        folder = inside(root / FOLDER, part.name)
         for text in part.texts:
-            path = folder / text.name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(text.content)
+            path = inside(folder, text.name)
+            make_folder(path.parent)
+            write_file(path, text.content)
         if not part.texts:
             missing.append(part.name)
         place = f"see {part.name}/" if part.texts else "its makers give no text with it"
         rows.append(f"{part.name} {part.version or ''}: {part.licence}; {place}")
     title = "What this folder is made of, and under which licence each part is:\n\n"
-    (root / FOLDER).mkdir(exist_ok=True)
-    (root / FOLDER / "README.txt").write_text(title + "\n".join(rows) + "\n", encoding="utf-8")
+    make_folder(root / FOLDER)
+    write_text(root / FOLDER / "README.txt", title + "\n".join(rows) + "\n")
     return missing

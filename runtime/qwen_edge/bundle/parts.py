@@ -13,7 +13,7 @@ from qwen_edge.bundle.licences import (
 )
 from qwen_edge.bundle.program_files import INTERPRETER, Placed, Program
 from qwen_edge.runtime.manifest import Manifest
-from qwen_edge.runtime.package import hash_file
+from qwen_edge.runtime.package import SIGNATURE_NAME, hash_file
 
 
 def describe_parts(
@@ -37,14 +37,18 @@ def describe_parts(
     ]
     parts.append(_describe_interpreter(program, placed, root))
     parts += _describe_libraries(placed, root)
+    model = {f"{MODEL_FOLDER}/{name}": facts.sha256 for name, facts in manifest.files.items()}
+    signature = f"{MODEL_FOLDER}/{SIGNATURE_NAME}"
+    if (root / signature).is_file():
+        model[signature] = hash_file(root / signature).sha256
     parts.append(
         Part(
             MODEL_FOLDER,
             "model",
             manifest.source.revision,
             manifest.source.license,
-            {f"{MODEL_FOLDER}/{name}": facts.sha256 for name, facts in manifest.files.items()},
-            describe_model_licence(manifest, apache),
+            model,
+            describe_model_licence(manifest, root / MODEL_FOLDER, apache),
             about=f"{manifest.name}, made from {manifest.source.id}",
         )
     )

@@ -6,7 +6,6 @@ A step that fails leaves nothing behind; see `target.py`.
 import importlib.util
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from qwen_edge.bundle.launchers import (
     write_windows_server_launcher,
 )
 from qwen_edge.bundle.licences import write_licences
+from qwen_edge.bundle.origins import Origins, find_origins
 from qwen_edge.bundle.parts import describe_parts
 from qwen_edge.bundle.program_files import LIB, Placed, Program, ProgramFiles
 from qwen_edge.bundle.readme import README_NAME, BundleFacts, write_readme
@@ -39,12 +39,19 @@ from qwen_edge.bundle.target import (
     check_space,
     check_target,
     publish,
-    remove,
     stage,
     zip_of,
 )
 from qwen_edge.bundle.trial import try_bundle
 from qwen_edge.errors import OutputFolderError, UsageError
+from qwen_edge.runtime.files.opening import inside
+from qwen_edge.runtime.files.replacing import replace_file
+from qwen_edge.runtime.files.writing import (
+    copy_file,
+    make_folder,
+    write_file,
+    write_text,
+)
 from qwen_edge.runtime.manifest import MANIFEST_NAME, Manifest
 from qwen_edge.runtime.package import (
     TUNED_NAME,
@@ -53,6 +60,7 @@ from qwen_edge.runtime.package import (
     read_manifest,
     verify_package,
 )
+from qwen_edge.runtime.signature import find_signature, has_signature
 
 StepProgress = Callable[[str, int, int], None]
 """Called with a step's name, how much of it is done, and how much there is (0: unknown)."""
@@ -167,11 +175,12 @@ def make_bundle(plan: BundlePlan, progress: StepProgress) -> Bundle:
     """
     package = plan.request.package
     check_report(verify_package(package, _counted(progress, "check the package", plan)))
+    origins = _find_origins(plan, progress)
     with stage(plan.target) as root:
         _copy_model(package, root / MODEL_FOLDER, plan, progress)
         progress("put the program together", 0, 0)
         placed = ProgramFiles(plan.program, root).place_all()
-        facts = _describe(plan, root, placed)
+        facts = _describe(plan, root, placed, origins)
         parts = _write_papers(plan, root, placed, facts)
         progress("hash files", 0, 0)
         write_sums(root)
@@ -208,18 +217,34 @@ def _counted(progress: StepProgress, step: str, plan: BundlePlan) -> Callable[[i
 
 def _copy_model(package: Path, target: Path, plan: BundlePlan, progress: StepProgress) -> None:
     """Copy the package as it is, and prove that the copy is the sealed one."""
-    target.mkdir()
+    make_folder(target)
     report = _counted(progress, "copy the model", plan)
     names = [*plan.manifest.files, MANIFEST_NAME]
-    if (package / TUNED_NAME).is_file():
+    if TUNED_NAME not in names and (package / TUNED_NAME).is_file():
         names.append(TUNED_NAME)
+    if has_signature(package):
+        names.append(find_signature(package).name)
     for name in names:
-        shutil.copyfile(package / name, target / name)
+        copy_file(inside(package, name), inside(target, name))
         report((target / name).stat().st_size)
     check_report(verify_package(target, _counted(progress, "check the copy", plan)))
 
 
-def _describe(plan: BundlePlan, root: Path, placed: Placed) -> BundleFacts:
+def _find_origins(plan: BundlePlan, progress: StepProgress) -> Origins:
+    """Compare what goes in with what was pinned and installed."""
+    done = 0
+
+    def report(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        progress("check the program's packages", done, 0)
+
+    program = plan.program
+    libraries = [program.engine / name for name in program.engine_files]
+    return find_origins(program.distributions, libraries, report)
+
+
+def _describe(plan: BundlePlan, root: Path, placed: Placed, origins: Origins) -> BundleFacts:
     files = [path for path in (root / LIB).rglob("*") if path.is_file() and is_elf(path)]
     request = plan.request
     return BundleFacts(
@@ -230,6 +255,7 @@ def _describe(plan: BundlePlan, root: Path, placed: Placed) -> BundleFacts:
         plan.program.interpreter.version,
         plan.program.distributions[0].version,
         tuple(placed.notices),
+        origins,
     )
 
 
@@ -246,12 +272,20 @@ def _write_papers(plan: BundlePlan, root: Path, placed: Placed, facts: BundleFac
     }
     if facts.c_library:
         properties["glibc"] = facts.c_library
+    origins = facts.origins
+    assert origins is not None
     model_hash = package_hash(root / MODEL_FOLDER)
-    (root / SBOM_NAME).write_bytes(
-        write_sbom(plan.manifest, parts, package_hash=model_hash, properties=properties)
+    write_file(
+        root / SBOM_NAME,
+        write_sbom(
+            plan.manifest,
+            parts,
+            package_hash=model_hash,
+            properties={**properties, **origins.properties},
+        ),
     )
     readme = write_readme(plan.manifest, facts)
-    (root / README_NAME).write_text(readme, encoding="utf-8", newline="\n")
+    write_text(root / README_NAME, readme)
     content = {
         "format": FORMAT,
         "format_version": 1,
@@ -262,9 +296,10 @@ def _write_papers(plan: BundlePlan, root: Path, placed: Placed, facts: BundleFac
         **properties,
         "devices": list(facts.devices),
         "server": facts.has_server,
+        "requirements": origins.as_json,
     }
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    (root / FACTS_NAME).write_text(text, encoding="utf-8", newline="\n")
+    write_text(root / FACTS_NAME, text)
     return parts
 
 
@@ -284,7 +319,7 @@ def _write_launchers(plan: BundlePlan, root: Path) -> list[str]:
     if with_server:
         written[server_name] = server.encode()
     for name, content in written.items():
-        (root / name).write_bytes(content)
+        write_file(root / name, content)
         (root / name).chmod(0o755)
     return list(written)
 
@@ -314,7 +349,6 @@ def _publish(plan: BundlePlan, root: Path, progress: StepProgress) -> Path | Non
     if not request.as_zip:
         return None
     final = zip_of(target)
-    partial = final.with_name(f".{final.name}.partial")
     total, done = size_of_files(target / name for name in list_files(target)), 0
 
     def report(num_bytes: int) -> None:
@@ -322,9 +356,5 @@ def _publish(plan: BundlePlan, root: Path, progress: StepProgress) -> Path | Non
         done += num_bytes
         progress("write the zip", done, total)
 
-    try:
-        write_folder_zip(target, partial, report)
-        os.replace(partial, final)
-    finally:
-        remove(partial)
+    replace_file(final, lambda file: write_folder_zip(target, file, report))
     return final

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from qwen_edge.bundle.origins import Origins
 from qwen_edge.bundle.systems import System
 from qwen_edge.runtime.manifest import Manifest
 
@@ -21,6 +22,7 @@ class BundleFacts:
         python: Version of its interpreter.
         project: Version of qwen-edge.
         notices: What whoever made it should know; sentences.
+        origins: Where its packages are from; None where nobody looked.
     """
 
     system: System
@@ -30,6 +32,7 @@ class BundleFacts:
     python: str
     project: str
     notices: tuple[str, ...] = ()
+    origins: Origins | None = None
 
 
 def write_readme(manifest: Manifest, facts: BundleFacts) -> str:
