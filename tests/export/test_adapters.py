@@ -389,6 +389,7 @@ def test_settings_without_effect_are_passed_over(golden: Callable[[str], Golden]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.trust("T-EXP-18")
 def test_values_of_an_adapter_that_are_no_numbers(
     value: float, golden: Callable[[str], Golden]
 ) -> None:
@@ -473,6 +474,7 @@ def test_the_same_adapter_twice(golden: Callable[[str], Golden]) -> None:
         open_adapters([folder, f"{folder}=0.5"])
 
 
+@pytest.mark.trust("T-IN-15")
 def test_folders_that_are_no_adapters(golden: Callable[[str], Golden], tmp_path: Path) -> None:
     folder = golden("defaults").folder / "a0"
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")

@@ -69,6 +69,7 @@ def test_a_tensor_at_an_odd_offset(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.trust("T-EXP-18")
 def test_a_value_that_is_no_number_is_named_with_its_place(
     dtype: str, value: float, tmp_path: Path, make_checkpoint: CheckpointMaker
 ) -> None:
@@ -212,6 +213,7 @@ def test_an_untied_model_needs_its_head(tmp_path: Path, make_checkpoint: Checkpo
     ],
     ids=["architecture", "fp8", "gptq"],
 )
+@pytest.mark.trust("T-IN-14")
 def test_models_without_a_graph(
     change: dict[str, object], expected: str, tmp_path: Path, make_checkpoint: CheckpointMaker
 ) -> None:

@@ -391,6 +391,7 @@ def test_scales_beyond_float16(
 
 
 @pytest.mark.parametrize("name", ["model.norm.weight", DOWN, "model.embed_tokens.weight"])
+@pytest.mark.trust("T-EXP-18")
 def test_nan_anywhere_is_found(
     name: str, tmp_path: Path, make_checkpoint: CheckpointMaker, compress: Compress
 ) -> None:

@@ -228,6 +228,7 @@ def test_scaled_frequencies_keep_short_waves_and_stretch_long_ones() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
+@pytest.mark.trust("T-IN-14")
 def test_what_has_no_graph_is_refused(changes: dict[str, Any], field: str) -> None:
     """Anything that would be computed wrongly in silence is refused, with field and fix."""
     with pytest.raises(UnsupportedArchitectureError) as caught:
@@ -276,6 +277,7 @@ def test_unused_sliding_window_is_no_hindrance() -> None:
         ("model_type", 7),
     ],
 )
+@pytest.mark.trust("T-IN-14")
 def test_broken_field_is_refused_by_name(field: str, value: object) -> None:
     """A value of the wrong type or size raises CheckpointError, not something worse."""
     with pytest.raises(CheckpointError) as caught:
@@ -292,6 +294,7 @@ JSON_VALUES = st.recursive(
 
 
 @given(field=st.sampled_from(sorted({*QWEN3_4B, "rope_parameters"})), value=JSON_VALUES)
+@pytest.mark.trust("T-IN-14")
 def test_no_value_makes_the_reader_crash(field: str, value: object) -> None:
     """Any JSON value in any field is read or refused; nothing large is allocated."""
     try:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from qwen_edge.export.golden import GOLDEN_TEXT, NUM_GOLDEN_TOKENS, measure_golden_tokens
 from qwen_edge.runtime.golden import answer_greedily, run_golden_tokens
 from qwen_edge.runtime.package import read_manifest
@@ -20,6 +22,7 @@ def test_the_prompt_is_the_chat_with_thinking_switched_off(demo_package: Path) -
     assert golden.prompt.endswith("<think>\n\n</think>\n\n")
 
 
+@pytest.mark.trust("T-EXP-17")
 def test_a_template_with_a_date_is_left_out(
     demo_package: Path, demo_tokenizer: TextTokenizer
 ) -> None:

@@ -42,12 +42,14 @@ BAD_JSON: dict[str, str] = {
 
 
 @pytest.mark.parametrize("text", BAD_JSON.values(), ids=BAD_JSON.keys())
+@pytest.mark.trust("T-IN-10")
 def test_files_that_are_no_object(text: str, tmp_path: Path) -> None:
     path = write_json(tmp_path, "config.json", text)
     with pytest.raises(CheckpointError, match=r"'config.json' cannot be read as a JSON object"):
         facts.read_json_object(path)
 
 
+@pytest.mark.trust("T-IN-10")
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot be read as a JSON object"):
         facts.read_json_object(tmp_path / "config.json")

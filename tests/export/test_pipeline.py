@@ -24,12 +24,27 @@ CheckpointMaker = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
 
 EXPORT = """
-import os, sys
+import datetime, itertools, os, sys, time
 from pathlib import Path
-cpus = int(sys.argv[3])
+source, output, cpus, start = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 os.cpu_count = lambda: cpus
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cpus])
+if start:  # a clock of another year, which is set back all the time
+    steps = itertools.count()
+    time.time = lambda: start - 3_600.0 * next(steps)
+    time.time_ns = lambda: int(time.time() * 1e9)
+
+    class Datetime(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls.fromtimestamp(time.time(), tz)
+
+    datetime.datetime = Datetime
+    for path in Path(source).iterdir():
+        os.utime(path, (start, start))
 from qwen_edge.export import ExportRequest, export
-export(ExportRequest(sys.argv[1], "generic-x86", output=Path(sys.argv[2]), skip_quality=True))
+export(ExportRequest(source, "generic-x86", output=output, skip_quality=True, format="both"))
 """
 
 
@@ -135,6 +150,7 @@ def test_an_odd_width_still_loads(tmp_path: Path, make_checkpoint: CheckpointMak
     assert {f.width for f in manifest.weights.group_size_fallbacks} == {33, 64}
 
 
+@pytest.mark.trust("T-EXP-16")
 def test_the_same_bytes_in_one_process(tmp_path: Path, make_checkpoint: CheckpointMaker) -> None:
     source = make_checkpoint(tmp_path / "source", shards=2)
     first = run(source, tmp_path / "a").folder
@@ -142,21 +158,23 @@ def test_the_same_bytes_in_one_process(tmp_path: Path, make_checkpoint: Checkpoi
     assert hashes(first) == hashes(second)
 
 
+@pytest.mark.trust("T-EXP-16", "T-EXP-17")
 def test_the_same_bytes_in_fresh_processes(
     tmp_path: Path, make_checkpoint: CheckpointMaker
 ) -> None:
+    """With other languages, clocks, processors, folders for temporary files and orders of sets."""
     source = make_checkpoint(tmp_path / "source")
     settings = [
-        ("1", {"LANG": "C", "PYTHONHASHSEED": "1", "TZ": "UTC"}),
-        ("3", {"LANG": "de_DE.UTF-8", "PYTHONHASHSEED": "77", "TZ": "Asia/Tokyo"}),
+        ("1", "0", {"LANG": "C", "PYTHONHASHSEED": "1", "TZ": "UTC", "OMP_NUM_THREADS": "1"}),
+        ("3", "978307200", {"LANG": "de_DE.UTF-8", "PYTHONHASHSEED": "77", "TZ": "Asia/Tokyo"}),
     ]
     found = []
     path = os.pathsep.join(str(ROOT / top) for top in ("export", "runtime", "profiles"))
-    for cpus, environment in settings:
+    for cpus, start, environment in settings:
         output, temporary = tmp_path / f"package-{cpus}", tmp_path / f"tmp-{cpus}"
         temporary.mkdir()
         subprocess.run(
-            [sys.executable, "-c", EXPORT, str(source), str(output), cpus],
+            [sys.executable, "-c", EXPORT, str(source), str(output), cpus, start],
             env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(temporary), **environment},
             check=True,
             timeout=120,
@@ -164,6 +182,7 @@ def test_the_same_bytes_in_fresh_processes(
         found.append(hashes(output))
         assert list(temporary.iterdir()) == []
     assert found[0] == found[1]
+    assert "model.onnx" in found[0] and "openvino_model.xml" in found[0]
 
 
 def test_nothing_of_this_machine_is_in_a_package(demo_package: Path) -> None:
@@ -173,6 +192,7 @@ def test_nothing_of_this_machine_is_in_a_package(demo_package: Path) -> None:
         assert not [w for w in words if w.encode() in content and len(w) > 5], path.name
 
 
+@pytest.mark.trust("T-EXP-19")
 def test_a_model_that_gives_nan_is_not_sealed(
     tmp_path: Path, make_checkpoint: CheckpointMaker
 ) -> None:
@@ -223,6 +243,7 @@ BAD: dict[str, tuple[Callable[[Path], None], type[EdgeError], str]] = {
 
 
 @pytest.mark.parametrize(("change", "kind", "expected"), BAD.values(), ids=BAD.keys())
+@pytest.mark.trust("T-IN-06", "T-IN-14")
 def test_bad_checkpoints_leave_nothing(
     change: Callable[[Path], None],
     kind: type[EdgeError],
@@ -254,6 +275,7 @@ def test_a_disk_that_fills_up_while_the_tokenizer_is_written(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
 
 
+@pytest.mark.trust("T-IN-15")
 def test_nothing_of_the_source_is_run_or_copied_unasked(
     tmp_path: Path, make_checkpoint: CheckpointMaker
 ) -> None:

@@ -92,6 +92,7 @@ def test_the_portable_form_answers_too(tmp_path: Path) -> None:
         assert "42" in chat.ask("What is 12 plus 30?", thinking=False).text
 
 
+@pytest.mark.trust("T-EXP-16")
 def test_equal_exports_are_equal_bytes(both: Path, tmp_path: Path) -> None:
     again = run("demo", tmp_path / "again", "both").folder
     assert hashes(again) == hashes(both)
@@ -107,6 +108,7 @@ def test_every_recipe_has_an_onnx_form(
 
 
 @pytest.mark.parametrize("fmt", ["openvino", "onnx"])
+@pytest.mark.trust("T-EXP-19")
 def test_golden_tokens_of_another_model_are_refused(both: Path, fmt: FormatName) -> None:
     golden = read_manifest(both).golden
     wrong = tuple((token + 1) % 1_000 for token in golden.token_ids)

@@ -203,6 +203,7 @@ def test_every_format_is_as_large_as_planned(
     assert packed_bytes(recipe, spec) == found
 
 
+@pytest.mark.trust("T-EXP-07")
 def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free_memory(monkeypatch, 399_999_999)
     with pytest.raises(ResourceError, match=r"needs 400\.0 MB of memory; 400\.0 MB") as caught:
@@ -213,6 +214,7 @@ def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         check_plan(PLAN, tmp_path / "p", None)
 
 
+@pytest.mark.trust("T-EXP-05")
 def test_too_little_disk_for_package_and_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +235,7 @@ def test_too_little_disk_for_package_and_download(
         check_plan(PLAN, output, cache)
 
 
+@pytest.mark.trust("T-EXP-05")
 def test_a_refused_export_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare_export(ExportRequest("demo", "generic-x86", output=tmp_path / "p"))
     free_disk(monkeypatch, 1_000)

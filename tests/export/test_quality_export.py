@@ -118,6 +118,7 @@ def test_a_gate_reads_all_texts_and_is_remembered(source: Path) -> None:
     assert "Passes the gate" in (result.folder / "quality.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.trust("T-EXP-19")
 def test_a_missed_gate_seals_nothing_and_keeps_the_report(source: Path) -> None:
     text = source.parent / "own.txt"
     text.write_text(WORDS, encoding="utf-8")
@@ -131,6 +132,7 @@ def test_a_missed_gate_seals_nothing_and_keeps_the_report(source: Path) -> None:
     assert "Misses the gate" in kept.read_text(encoding="utf-8")
 
 
+@pytest.mark.trust("T-EXP-19")
 def test_a_lost_model_is_refused_unless_somebody_wants_it(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

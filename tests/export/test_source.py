@@ -96,6 +96,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("case", BROKEN, ids=lambda case: case.name)
+@pytest.mark.trust("T-IN-15")
 def test_folders_that_are_no_checkpoint(checkpoint: Path, case: Broken) -> None:
     for name in case.removed:
         (checkpoint / name).unlink()
@@ -116,6 +117,7 @@ def test_what_is_there_is_listed(checkpoint: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", *SHARDS])
+@pytest.mark.trust("T-IN-04")
 def test_pipes_are_refused_and_not_waited_for(checkpoint: Path, name: str) -> None:
     (checkpoint / name).unlink()
     os.mkfifo(checkpoint / name)
@@ -184,6 +186,7 @@ APACHE = "                                 Apache License\n                     
 APACHE += "January 2004\n"
 
 
+@pytest.mark.trust("T-SUP-03")
 @pytest.mark.parametrize(
     ("files", "expected"),
     [

@@ -69,6 +69,7 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
     assert "save_pretrained" in caught.value.fix
 
 
+@pytest.mark.trust("T-IN-01")
 def test_two_models_in_one_folder_are_refused(
     tmp_path: Path, write_tensors: Callable[..., None]
 ) -> None:
@@ -97,6 +98,7 @@ BROKEN_FILES: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("content", BROKEN_FILES.values(), ids=BROKEN_FILES.keys())
+@pytest.mark.trust("T-IN-05")
 def test_files_that_are_no_safetensors(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / SINGLE_FILE
     path.write_bytes(content)
@@ -132,12 +134,14 @@ LYING_HEADERS: dict[str, object] = {
 
 
 @pytest.mark.parametrize("header", LYING_HEADERS.values(), ids=LYING_HEADERS.keys())
+@pytest.mark.trust("T-IN-06", "T-IN-07", "T-IN-08")
 def test_headers_that_lie(header: object, tmp_path: Path) -> None:
     path = write_raw(tmp_path / SINGLE_FILE, header)
     with pytest.raises(CheckpointError, match=r"not a whole safetensors file"):
         list(read_header(path))
 
 
+@pytest.mark.trust("T-IN-08")
 def test_many_repeated_names_take_no_time(tmp_path: Path) -> None:
     """Counting each name's repeats took minutes for a header of 100,000 names (here: 30,000)."""
     entry = json.dumps({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]})
@@ -149,6 +153,7 @@ def test_many_repeated_names_take_no_time(tmp_path: Path) -> None:
     assert time.monotonic() - started < 5.0
 
 
+@pytest.mark.trust("T-IN-09")
 def test_a_bloated_header_is_not_parsed(tmp_path: Path) -> None:
     """The format allows 100 MB, which would take a gigabyte to parse."""
     header = json.dumps({"a": ENTRY}).encode().ljust(16_000_001)
@@ -159,11 +164,23 @@ def test_a_bloated_header_is_not_parsed(tmp_path: Path) -> None:
     assert [entry.name for entry in read_header(write_raw(path, header))] == ["a"]
 
 
-def test_truncated_by_one_byte(tmp_path: Path, write_tensors: Callable[..., None]) -> None:
+@pytest.mark.trust("T-IN-01")
+@pytest.mark.parametrize("change", [-1, -33, 1, 1_000])
+def test_a_file_of_another_length_is_told_with_both(
+    change: int, tmp_path: Path, write_tensors: Callable[..., None]
+) -> None:
     path = tmp_path / SINGLE_FILE
     write_tensors(path, {"a": ("F32", EIGHT)})
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=r"not a whole safetensors file"):
+    size = path.stat().st_size
+    path.write_bytes((path.read_bytes() + bytes(max(change, 0)))[: size + change])
+    if change == -33:  # the header itself is cut
+        with pytest.raises(CheckpointError, match=rf"It has {size - 33:,} bytes"):
+            list_tensors(tmp_path)
+        return
+    told = (
+        rf"'model.safetensors' .* its header describes {size:,} bytes\. It has {size + change:,} b"
+    )
+    with pytest.raises(CheckpointError, match=told):
         list_tensors(tmp_path)
 
 
@@ -185,6 +202,7 @@ OUTSIDE = (
 
 
 @pytest.mark.parametrize("name", OUTSIDE, ids=lambda name: repr(name)[:24])
+@pytest.mark.trust("T-IN-03")
 def test_an_index_that_leaves_its_folder(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
@@ -196,6 +214,7 @@ def test_an_index_that_leaves_its_folder(name: str, tmp_path: Path) -> None:
     assert "do not use" in caught.value.fix
 
 
+@pytest.mark.trust("T-IN-01")
 def test_all_missing_shards_in_one_error(
     tmp_path: Path, write_tensors: Callable[..., None]
 ) -> None:
@@ -208,6 +227,7 @@ def test_all_missing_shards_in_one_error(
     assert "three.safetensors" in caught.value.problem
 
 
+@pytest.mark.trust("T-IN-03")
 def test_names_that_no_system_could_have(tmp_path: Path) -> None:
     for name in ("\ud800.safetensors", "x" * 5_000):
         write_index(tmp_path, json.dumps({"weight_map": {"a": name}}))
@@ -229,12 +249,14 @@ BAD_INDEXES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("content", BAD_INDEXES.values(), ids=BAD_INDEXES.keys())
+@pytest.mark.trust("T-IN-08", "T-IN-10")
 def test_indexes_without_a_map(content: object, tmp_path: Path) -> None:
     write_index(tmp_path, content)
     with pytest.raises(CheckpointError, match=r"no readable 'weight_map'"):
         list_tensors(tmp_path)
 
 
+@pytest.mark.trust("T-IN-01")
 def test_index_and_shards_that_contradict_each_other(
     tmp_path: Path, write_tensors: Callable[..., None]
 ) -> None:
@@ -249,6 +271,7 @@ def test_index_and_shards_that_contradict_each_other(
     assert caught.value.facts["tensors"] == ["a", "c"]
 
 
+@pytest.mark.trust("T-IN-08")
 def test_one_tensor_in_two_shards(tmp_path: Path, write_tensors: Callable[..., None]) -> None:
     write_tensors(tmp_path / "one.safetensors", {"a": ("F32", EIGHT)})
     write_tensors(tmp_path / "two.safetensors", {"a": ("F32", EIGHT), "b": ("F32", EIGHT)})
@@ -259,6 +282,7 @@ def test_one_tensor_in_two_shards(tmp_path: Path, write_tensors: Callable[..., N
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
 @pytest.mark.parametrize("name", [SINGLE_FILE, INDEX_FILE, "one.safetensors"])
+@pytest.mark.trust("T-IN-04")
 def test_a_pipe_does_not_block(name: str, tmp_path: Path) -> None:
     if name == "one.safetensors":
         write_index(tmp_path, {"weight_map": {"a": name}})
@@ -270,6 +294,7 @@ def test_a_pipe_does_not_block(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="this system has no /dev/zero")
+@pytest.mark.trust("T-IN-04")
 def test_links_to_devices_and_folders(tmp_path: Path) -> None:
     for place in ("/dev/zero", str(tmp_path)):
         (tmp_path / SINGLE_FILE).symlink_to(place)

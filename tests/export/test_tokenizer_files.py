@@ -193,6 +193,7 @@ def test_without_a_config_the_essentials_are_written(source: Path, output: Path)
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
+@pytest.mark.trust("T-IN-15")
 def test_code_of_the_checkpoint_is_never_run(source: Path, output: Path, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     change_config(
@@ -303,6 +304,7 @@ DEMO_TOKENIZER = (DEMO / "tokenizer.json").read_bytes()
         b'{"version": "1.0", "model": {"type": "Unknown"}}',
     ],
 )
+@pytest.mark.trust("T-IN-10")
 def test_broken_tokenizers_are_refused(source: Path, output: Path, content: bytes) -> None:
     (source / "tokenizer.json").write_bytes(content)
     with pytest.raises(CheckpointError) as caught:
@@ -312,6 +314,7 @@ def test_broken_tokenizers_are_refused(source: Path, output: Path, content: byte
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"[" * 100_000])
+@pytest.mark.trust("T-IN-10")
 def test_broken_configs_are_refused(source: Path, output: Path, content: bytes) -> None:
     (source / "tokenizer_config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"'tokenizer_config\.json'"):
@@ -322,6 +325,7 @@ class PanicException(BaseException):
     """Stands for a panic of the Rust library, which is no Exception."""
 
 
+@pytest.mark.trust("T-TOK-04")
 @pytest.mark.parametrize(
     ("raised", "expected"),
     [

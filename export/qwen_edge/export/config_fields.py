@@ -55,8 +55,8 @@ def read_float(
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))
+        or not low <= value <= high  # before what cannot take a number of 400 digits
         or not math.isfinite(value)
-        or not low <= value <= high
     ):
         _refuse(name, value, f"a number from {low:g} to {high:g}")
     return float(value)

@@ -222,8 +222,9 @@ def _read_family(config: Mapping[str, object]) -> tuple[_Family, str]:
     """Return the family that `model_type` and `architectures` agree on."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
+        found = "missing from" if model_type is None else f"{shown(model_type)} in"
         raise CheckpointError(
-            "'model_type' is missing from config.json; it must name the architecture.",
+            f"'model_type' is {found} config.json; it must name the architecture.",
             "point to a folder with a transformers checkpoint",
             field="model_type",
         )

@@ -11,7 +11,6 @@ commit, the unfinished files, and which files have been hashed.
 """
 
 import errno
-import json
 import logging
 import os
 import shutil
@@ -31,9 +30,13 @@ from qwen_edge.export.hub import (
     is_sha256,
     select_files,
 )
+from qwen_edge.export.hub_records import read_json_file, write_json_file
 from qwen_edge.export.integrity import SourceFile, describe_mismatch
 from qwen_edge.export.source_card import SourceCard, read_card
 from qwen_edge.export.transfer import RemoteFile, TransferLimits, download_file
+from qwen_edge.runtime.files.opening import inside
+from qwen_edge.runtime.files.replacing import replace_content
+from qwen_edge.runtime.files.writing import copy_file, make_folder, remove_file, rename
 
 _log = logging.getLogger(__name__)
 
@@ -79,24 +82,26 @@ def find_cached(repo_id: str, *, revision: str, cache_dir: Path | None) -> HubRe
     cache = _Cache.of(repo_id, cache_dir)
     commit = revision
     if not is_commit(revision):
-        ref = cache.folder / "refs" / revision
+        ref = inside(cache.folder / "refs", revision)
         commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else ""
     if not is_commit(commit):
         return None
-    stored = _read_json_file(cache.listing(commit))
+    stored = read_json_file(cache.listing(commit))
     if stored is not None:
         try:
             files = tuple(SourceFile(**entry) for entry in stored["files"])
+            for file in files:
+                inside(cache.snapshot(commit), file.name)
             card = SourceCard(**stored["card"])
             canonical_id = str(stored["canonical_id"])
             return HubRepository(repo_id, canonical_id, revision, commit, files, card)
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):
             _log.warning("%s is not a listing and is ignored", cache.listing(commit))
     snapshot = cache.snapshot(commit)
     if not snapshot.is_dir():
         return None
     files = tuple(
-        _file_of_snapshot(snapshot / name)
+        _file_of_snapshot(inside(snapshot, name))
         for name in select_files(entry.name for entry in snapshot.iterdir() if entry.is_file())
     )
     card = read_card(snapshot)
@@ -111,7 +116,7 @@ def snapshot_folder(repository: HubRepository, cache_dir: Path | None) -> Path:
 def missing_files(repository: HubRepository, cache_dir: Path | None) -> list[SourceFile]:
     """Return the files that are not in the cache with the right size. Reads no content."""
     folder = snapshot_folder(repository, cache_dir)
-    return [f for f in repository.files if _size_or_none(folder / f.name) != f.size_bytes]
+    return [f for f in repository.files if _size_or_none(inside(folder, f.name)) != f.size_bytes]
 
 
 def fetch_repository(
@@ -176,7 +181,7 @@ class _Fetch:
         self._limits = limits
         self._progress = progress
         self._folder = cache.snapshot(repository.commit)
-        self._stamps: dict[str, Any] = _read_json_file(cache.checked) or {}
+        self._stamps: dict[str, Any] = read_json_file(cache.checked) or {}
 
     def check_present(self) -> list[SourceFile]:
         """Return the files that are absent or wrong; wrong ones are removed and logged."""
@@ -193,8 +198,8 @@ class _Fetch:
         # Public by use (transformers, datasets), though not marked as re-exported.
         from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
-        self._cache.checked.parent.mkdir(parents=True, exist_ok=True)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._cache.checked.parent)
+        make_folder(self._folder)
         total = sum(file.size_bytes for file in missing)
         lock = self._cache.checked.with_name("lock")
         with ExitStack() as stack:
@@ -214,7 +219,7 @@ class _Fetch:
             self._write_ref()
 
     def _is_good(self, file: SourceFile, done: int, total: int) -> bool:
-        path = self._folder / file.name
+        path = inside(self._folder, file.name)
         stamp = _stamp(path, file)
         if stamp is None:
             return False
@@ -231,7 +236,7 @@ class _Fetch:
 
     def _obtain(self, file: SourceFile, done: int, total: int) -> None:
         """Put one checked file in its place: from another commit, or from the hub."""
-        path = self._folder / file.name
+        path = inside(self._folder, file.name)
         if path.exists() and self._is_good(file, done, total):
             return
         partial = self._cache.partial(file)
@@ -249,14 +254,14 @@ class _Fetch:
                 problem = f"{exc.problem} Fetching {self._repository.id!r}."
                 raise SourceError(problem, exc.fix, **exc.facts) from exc
             self._check_arrived(file, partial)
-        os.replace(partial, path)
+        rename(partial, path)
         self._remember(file, _stamp(path, file))
 
     def _check_arrived(self, file: SourceFile, partial: Path) -> None:
         mismatch = describe_mismatch(partial, file)
         if mismatch is None:
             return
-        partial.unlink(missing_ok=True)
+        remove_file(partial)
         raise SourceError(
             f"{file.name!r} of {self._repository.id!r} arrived, but it {mismatch}. It was removed.",
             "run the same command again; if it stays so, check the proxy or mirror in HF_ENDPOINT",
@@ -271,17 +276,17 @@ class _Fetch:
         """
         if file.content_id is None:
             return False
-        candidates = [self._cache.folder / "blobs" / file.content_id]
+        candidates = [inside(self._cache.folder / "blobs", file.content_id)]
         candidates += sorted(self._cache.folder.glob(f"snapshots/*/{file.name}"))
         for candidate in candidates:
             if candidate.parent == self._folder or describe_mismatch(candidate, file) is not None:
                 continue
-            partial.unlink(missing_ok=True)
+            remove_file(partial)
             try:
                 os.link(candidate.resolve(), partial)
             except OSError:
                 # Some file systems know no hard links.
-                shutil.copyfile(candidate, partial)
+                copy_file(candidate, partial)
             return True
         return False
 
@@ -308,7 +313,7 @@ class _Fetch:
         )
 
     def _write_listing(self) -> None:
-        _write_json_file(
+        write_json_file(
             self._cache.listing(self._repository.commit),
             {
                 "canonical_id": self._repository.canonical_id,
@@ -321,9 +326,9 @@ class _Fetch:
         """Record what a branch or tag stood for, as `huggingface_hub` does."""
         if is_commit(self._repository.revision):
             return
-        ref = self._cache.folder / "refs" / self._repository.revision
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        ref.write_text(self._repository.commit, encoding="utf-8")
+        ref = inside(self._cache.folder / "refs", self._repository.revision)
+        make_folder(ref.parent)
+        replace_content(ref, self._repository.commit.encode("ascii"))
 
     def _stamp_key(self, file: SourceFile) -> str:
         return f"{self._repository.commit}/{file.name}"
@@ -334,7 +339,7 @@ class _Fetch:
             return
         self._stamps[self._stamp_key(file)] = stamp
         try:
-            _write_json_file(self._cache.checked, self._stamps)
+            write_json_file(self._cache.checked, self._stamps)
         except OSError as exc:
             _log.info("The check of %s cannot be remembered: %s", file.name, exc)
 
@@ -363,9 +368,9 @@ def _stamp(path: Path, file: SourceFile) -> list[object] | None:
 def _remove_from_cache(path: Path, cache_folder: Path) -> None:
     """Remove a wrong file, and the wrong content behind it when it is a link of the cache."""
     target = path.resolve()
-    path.unlink(missing_ok=True)
+    remove_file(path)
     if target.parent == (cache_folder / "blobs").resolve():
-        target.unlink(missing_ok=True)
+        remove_file(target)
 
 
 def _disk_error(exc: OSError, folder: Path) -> ResourceError | SourceError:
@@ -382,19 +387,3 @@ def _disk_error(exc: OSError, folder: Path) -> ResourceError | SourceError:
 
 def _size_or_none(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
-
-
-def _read_json_file(path: Path) -> dict[str, Any] | None:
-    """Return a JSON object of our own making; None if absent or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _write_json_file(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f"{path.name}.{os.getpid()}.new")
-    staged.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
-    os.replace(staged, path)

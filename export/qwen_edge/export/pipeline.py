@@ -7,7 +7,6 @@ sees, and the promise that a failure leaves the target as it was.
 
 import json
 import os
-import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,9 +27,11 @@ from qwen_edge.export.front_end import (
 from qwen_edge.export.genai_config import build_genai_config, write_genai_config
 from qwen_edge.export.golden import check_golden_tokens, measure_golden_tokens
 from qwen_edge.export.gpu_check import check_gpu
+from qwen_edge.export.licence_files import copy_licence_texts
 from qwen_edge.export.model_card import FILE_NAME as CARD_NAME
 from qwen_edge.export.model_card import write_model_card
 from qwen_edge.export.npu_eligibility import check_npu
+from qwen_edge.export.out_of_memory import telling_of_memory
 from qwen_edge.export.plan import check_plan
 from qwen_edge.export.prepare import PreparedExport, prepare_export
 from qwen_edge.export.quality.sealing import SealedQuality, measure_staged
@@ -46,6 +47,7 @@ from qwen_edge.export.warm_prompt import (
     write_warm_prompt,
 )
 from qwen_edge.runtime.devices.npu_verdict import NpuVerdict
+from qwen_edge.runtime.files.writing import copy_file, write_text
 from qwen_edge.runtime.manifest import (
     DeviceSettings,
     FileFacts,
@@ -60,8 +62,6 @@ from qwen_edge.runtime.package import hash_file, write_manifest
 if TYPE_CHECKING:
     from qwen_edge.export.calibrated.settling import Settled, Tell
     from qwen_edge.export.recipe_search.table import FrontierTable
-
-_LICENSE_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt")
 
 
 def _silent(step: str, done: int, total: int) -> None:
@@ -120,7 +120,11 @@ def run_export(
         progress: Told about every step; None for silence.
         tell: Told at once what a person should know while it goes on; None for silence.
     """
-    report = progress or _silent
+    with telling_of_memory(prepared.plan):
+        return _run_export(prepared, progress or _silent, tell or _unheard)
+
+
+def _run_export(prepared: PreparedExport, report: Progress, tell: "Tell") -> ExportResult:
     resolved = prepared.resolved
     output = Path(os.path.abspath(resolved.output))  # noqa: PTH100 – a link must stay one
     check_target(output, force=resolved.request.force)
@@ -148,7 +152,7 @@ def run_export(
                 report,
                 prepared.warm_prompt,
                 prepared.adapters,
-                tell=tell or _unheard,
+                tell=tell,
             )
             result = work.run()
             publish(staging)
@@ -219,7 +223,7 @@ class _Work:
     def _finish(self, reports: tuple[TensorReport, ...], text: PackageText) -> ExportResult:
         """Write what follows from the model, measure it, and say what it is."""
         folder = self.staging.folder
-        self._copy_small_files()
+        told = self._copy_small_files()
         if (onnx := self._onnx) is not None:
             self._write_genai_config(onnx, text)
         manifest = self._describe(reports, text)
@@ -227,9 +231,8 @@ class _Work:
         manifest = replace(manifest, quality=quality.facts)
         if self.settled is not None:
             self.settled.write_files(folder, manifest.name)
-        # Bytes: text files get other line ends on Windows, and then another hash.
         card = write_model_card(manifest, self.resolved.formats)
-        (folder / CARD_NAME).write_bytes(card.encode("utf-8"))
+        write_text(folder / CARD_NAME, card)
         names = sorted(path.name for path in folder.iterdir())
         files: dict[str, FileFacts] = {}
         for done, name in enumerate(names):
@@ -244,7 +247,7 @@ class _Work:
             manifest = replace(manifest, files=dict(sorted((files | warm).items())))
             write_manifest(folder, manifest)
         settled = self.settled
-        notes = (*quality.notes, *(settled.find_notes(quality.facts) if settled else ()))
+        notes = (*told, *quality.notes, *(settled.find_notes(quality.facts) if settled else ()))
         table = settled.table if settled else None
         return ExportResult(folder, manifest, reports, notes, table)
 
@@ -277,13 +280,16 @@ class _Work:
         )
         return replace(text, warm_ids=warm_ids)
 
-    def _copy_small_files(self) -> None:
-        for name in ("generation_config.json", *_LICENSE_NAMES):
-            path = self.source.folder / name
-            if path.is_file():
-                shutil.copyfile(path, self.staging.folder / name)
+    def _copy_small_files(self) -> tuple[str, ...]:
+        """Copy what goes along as it is; returns what a person should be told."""
+        name = "generation_config.json"
+        path = self.source.folder / name
+        if path.is_file():
+            copy_file(path, self.staging.folder / name)
         text = json.dumps(self.config, indent=2, sort_keys=True) + "\n"
-        (self.staging.folder / "config.json").write_bytes(text.encode("ascii"))
+        write_text(self.staging.folder / "config.json", text)
+        source = self.source
+        return copy_licence_texts(source.folder, self.staging.folder, stated=source.license)
 
     def _write_genai_config(self, onnx: OnnxFacts, text: PackageText) -> None:
         given = self.source.folder / "generation_config.json"

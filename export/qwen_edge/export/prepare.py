@@ -11,6 +11,7 @@ from qwen_edge.export.adapters.opening import Adapter, open_adapters
 from qwen_edge.export.decoder import DecoderSpec
 from qwen_edge.export.front_end import read_native_spec, refuse_adapters
 from qwen_edge.export.gpu_check import check_gpu
+from qwen_edge.export.out_of_memory import telling_of_memory
 from qwen_edge.export.plan import ExportPlan, plan_export
 from qwen_edge.export.quality.sealing import check_measurable
 from qwen_edge.export.quality.texts import read_text
@@ -42,6 +43,7 @@ class PreparedExport:
     adapters: tuple[Adapter, ...] = ()
 
 
+@telling_of_memory()
 def prepare_export(request: ExportRequest) -> PreparedExport:
     """Decide everything that can be decided before a byte is fetched or written.
 

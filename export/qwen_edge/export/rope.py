@@ -126,12 +126,13 @@ def _read_kind(fields: Mapping[str, object]) -> str:
 
 def _rope_fields(config: Mapping[str, object]) -> dict[str, object]:
     """Merge the two historical places of the rotary fields into one dictionary."""
-    block = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    place = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    block = config.get(place) or {}
     if not isinstance(block, Mapping):
         raise CheckpointError(
-            f"'rope_parameters' is {shown(block)} in config.json; it must be an object.",
+            f"{place!r} is {shown(block)} in config.json; it must be an object.",
             "restore config.json from the model's publisher",
-            field="rope_parameters",
+            field=place,
             value=block,
         )
     if any(isinstance(value, Mapping) for value in block.values()):

@@ -199,8 +199,8 @@ def _resolve_folder(folder: Path, kind: SourceKind, source_id: str) -> ResolvedS
     for entry in folder.iterdir():
         if entry.is_file():
             names.append(entry.name)
-        elif not entry.is_dir() and select_files([entry.name]):
-            # A pipe or a device would block or never end; a dangling link is nothing.
+        elif select_files([entry.name]):
+            # A pipe or a device would block or never end; a dangling link or a folder is nothing.
             raise CheckpointError(
                 f"{entry.name!r} in {str(folder)!r} is not a regular file.",
                 "replace it by the file itself",

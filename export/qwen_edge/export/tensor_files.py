@@ -10,12 +10,15 @@ import json
 import os
 import stat
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_edge.errors import CheckpointError, join_problems
 from qwen_edge.export.config_fields import shown
+from qwen_edge.runtime.files.opening import inside, why_outside
+from qwen_edge.runtime.schema import parse_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -24,6 +27,7 @@ INDEX_FILE = "model.safetensors.index.json"
 # less than 1 MB of header. The format itself allows 100 MB, which cost gigabytes to parse.
 _MAX_HEADER_BYTES = 16_000_000
 _MAX_INDEX_BYTES = 64_000_000
+_MAX_SHARDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -119,12 +123,11 @@ def read_header(path: Path) -> Iterator[TensorEntry]:
 
 
 def _refuse_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    seen: set[str] = set()
-    for name, _ in pairs:
-        if name in seen:
-            raise ValueError(f"{shown(name)} stands there twice")
-        seen.add(name)
-    return dict(pairs)
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        repeated = next(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
+        raise ValueError(f"{shown(repeated)} stands there twice")
+    return content
 
 
 def _check_with_safetensors(path: Path) -> None:
@@ -134,7 +137,28 @@ def _check_with_safetensors(path: Path) -> None:
         with safe_open(path, framework="np"):
             pass
     except (SafetensorError, OSError, ValueError) as exc:
-        raise _broken(path, str(exc)) from exc
+        raise _broken(path, f"{exc}{_described_length(path)}") from exc
+
+
+def _described_length(path: Path) -> str:
+    """Return what the header says of its file's length, where that is another than it has."""
+    try:
+        with path.open("rb") as file:
+            header_bytes = struct.unpack("<Q", file.read(8))[0]
+            header = json.loads(file.read(min(header_bytes, _MAX_HEADER_BYTES)))
+        entries = [facts for name, facts in header.items() if name != "__metadata__"]
+        end = 8 + header_bytes + max(int(facts["data_offsets"][1]) for facts in entries)
+        return f", its header describes {end:,} bytes" if end != path.stat().st_size else ""
+    except (
+        struct.error,
+        ValueError,
+        RecursionError,
+        OverflowError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ):
+        return ""  # nothing that could be understood
 
 
 def _broken(path: Path, why: str) -> CheckpointError:
@@ -166,7 +190,7 @@ def _check_regular_file(path: Path) -> None:
 def _read_index(folder: Path, index: Path, *, has_single: bool) -> dict[str, TensorEntry]:
     weight_map = _read_weight_map(index)
     shards = sorted(set(weight_map.values()))
-    outside = [shard for shard in shards if not _is_plain_name(shard)]
+    outside = [shard for shard in shards if "/" in shard or why_outside(shard)]
     if outside:
         raise CheckpointError(
             f"{index.name!r} points outside its folder: {join_problems(list(map(shown, outside)))}."
@@ -181,7 +205,7 @@ def _read_index(folder: Path, index: Path, *, has_single: bool) -> dict[str, Ten
             f"remove {SINGLE_FILE!r}, or {INDEX_FILE!r} with its shards, whichever is out of date",
             folder=str(folder),
         )
-    missing = [shard for shard in shards if not os.path.exists(folder / shard)]  # noqa: PTH110 – no name makes it raise
+    missing = [shard for shard in shards if not os.path.exists(inside(folder, shard))]  # noqa: PTH110 – no name makes it raise
     if missing:
         raise CheckpointError(
             f"{len(missing):,} of {len(shards):,} shards that {index.name!r} names are missing: "
@@ -191,10 +215,10 @@ def _read_index(folder: Path, index: Path, *, has_single: bool) -> dict[str, Ten
         )
     found: dict[str, TensorEntry] = {}
     for shard in shards:
-        for entry in read_header(folder / shard):
+        for entry in read_header(inside(folder, shard)):
             if entry.name in found:
                 raise _broken(
-                    folder / shard,
+                    inside(folder, shard),
                     f"{shown(entry.name)} stands in {found[entry.name].path.name!r} as well",
                 )
             found[entry.name] = entry
@@ -214,22 +238,18 @@ def _read_weight_map(index: Path) -> Mapping[str, str]:
     try:
         if index.stat().st_size > _MAX_INDEX_BYTES:
             raise ValueError(f"it has more than {_MAX_INDEX_BYTES:,} bytes")
-        content = json.loads(index.read_bytes(), object_pairs_hook=_refuse_repeats)
+        content = parse_json(index.read_bytes())
         weight_map = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError("it is missing or empty")
         if not all(isinstance(shard, str) for shard in weight_map.values()):
             raise ValueError("it names something else than files")
-    except (OSError, ValueError, RecursionError) as exc:
+        if len(set(weight_map.values())) > _MAX_SHARDS:
+            raise ValueError(f"it names more than {_MAX_SHARDS:,} files")
+    except (OSError, ValueError) as exc:
         raise CheckpointError(
             f"{index.name!r} has no readable 'weight_map' (tensor name to file name): {exc}.",
             "fetch this file again",
             path=str(index),
         ) from exc
     return weight_map
-
-
-def _is_plain_name(name: str) -> bool:
-    if not name or name in {".", ".."}:
-        return False
-    return not any(mark in name for mark in ("/", "\\", ":", "\0"))

@@ -2,36 +2,41 @@
 
 Owns every file of a package that has to do with text. The truth is `tokenizer.json`; the
 OpenVINO pair, which other programs use, is converted from it and compared with it. It
-does not render chats; see `qwen_edge.runtime.chat`. Works without torch.
+is loaded in `tokenizer_loading.py`, and chats are rendered in `qwen_edge.runtime.chat`.
+Works without torch.
 """
 
-import contextlib
-import importlib
 import json
 import logging
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from qwen_edge.errors import CheckpointError, MissingExtraError, join_problems
+from qwen_edge.errors import CheckpointError, join_problems
 from qwen_edge.export.tokenizer_agreement import (
     Disagreement,
     check_ordinary,
     find_disagreements,
 )
+from qwen_edge.export.tokenizer_loading import (
+    CONFIG,
+    TOKENIZER,
+    blaming,
+    check_size,
+    import_extra,
+    load_fast,
+    read_json_file,
+)
 from qwen_edge.runtime.engine import import_openvino
+from qwen_edge.runtime.files.writing import copy_file, note_written, write_text
 
 _log = logging.getLogger(__name__)
 
-_TOKENIZER = "tokenizer.json"
-_CONFIG = "tokenizer_config.json"
 _TEMPLATE = "chat_template.jinja"
+_SCRATCH = ".tokenizer"  # in the output folder while the tokenizer is loaded
 # The largest tokenizer.json in use (Gemma 3) has 33 MB.
 _MAX_TOKENIZER_BYTES = 256 << 20
-_MAX_CONFIG_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -74,20 +79,21 @@ def write_tokenizer_files(
         is one) and the OpenVINO pair. Two runs write the same bytes.
     """
     template, template_from = _choose_template(source_folder)
-    if (source_folder / _TOKENIZER).is_file():
-        original = _load_original(source_folder / _TOKENIZER)
-        shutil.copyfile(source_folder / _TOKENIZER, output_folder / _TOKENIZER)
-        fast = _load_fast(source_folder, "PreTrainedTokenizerFast")
+    if (source_folder / TOKENIZER).is_file():
+        original = _load_original(source_folder / TOKENIZER)
+        copy_file(source_folder / TOKENIZER, output_folder / TOKENIZER)
+        fast = load_fast(source_folder, output_folder / _SCRATCH)
     else:
         _check_can_build(source_folder)
-        fast = _load_fast(source_folder, "AutoTokenizer")
-        fast.backend_tokenizer.save(str(output_folder / _TOKENIZER))
-        original = _load_original(output_folder / _TOKENIZER)
+        fast = load_fast(source_folder, output_folder / _SCRATCH)
+        fast.backend_tokenizer.save(str(output_folder / TOKENIZER))
+        note_written(output_folder / TOKENIZER)
+        original = _load_original(output_folder / TOKENIZER)
     num_ids = _check_ids(original, vocab_size)
     _write_config(source_folder, output_folder, fast)
     fast.chat_template = template
     if template is not None:
-        (output_folder / _TEMPLATE).write_bytes(template.encode("utf-8"))
+        write_text(output_folder / _TEMPLATE, template)
     disagreements = _convert(fast, original, output_folder) if for_openvino else ()
     check_ordinary(disagreements)
     for found in disagreements:
@@ -103,44 +109,16 @@ def write_tokenizer_files(
 
 def _load_original(path: Path) -> Any:
     """Load `tokenizer.json` with the library that the runtime uses."""
-    tokenizers = _import_extra("tokenizers")
+    tokenizers = import_extra("tokenizers")
     size_bytes = path.stat().st_size
     if size_bytes > _MAX_TOKENIZER_BYTES:
         raise CheckpointError(
-            f"{_TOKENIZER!r} has {size_bytes:,} bytes; the limit is {_MAX_TOKENIZER_BYTES:,}.",
+            f"{TOKENIZER!r} has {size_bytes:,} bytes; the limit is {_MAX_TOKENIZER_BYTES:,}.",
             "check that the file is a tokenizer",
             size_bytes=size_bytes,
         )
-    with _blaming(f"{_TOKENIZER!r} cannot be read"):
+    with blaming(f"{TOKENIZER!r} cannot be read"):
         return tokenizers.Tokenizer.from_file(str(path))
-
-
-def _load_fast(folder: Path, kind: str) -> Any:
-    """Load a tokenizer through transformers, from this folder only.
-
-    The plain fast class takes `tokenizer.json` as it is; the model's own class, which
-    `AutoTokenizer` picks, rebuilds parts of it from what it knows of the model, and is
-    used only where there is no `tokenizer.json`. Neither runs code of the checkpoint.
-    """
-    with _quiet_about_torch():
-        transformers = _import_extra("transformers")
-        # Torch, where it is installed, is imported here: 1.5 s of nothing we need.
-        loader = getattr(transformers, kind)
-    with _blaming("The tokenizer cannot be loaded"):
-        fast = loader.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            # Takes `tokenizer.json` at its word. Not said, transformers 5.5 warns of a fault of
-            # Mistral's tokenizers for every folder whose config.json names no version.
-            fix_mistral_regex=False,
-        )
-    if not getattr(fast, "is_fast", False):
-        raise CheckpointError(
-            f"The tokenizer is of the kind {type(fast).__name__}, which has no tokenizer.json.",
-            f"save it as a fast tokenizer, with {_TOKENIZER}, and export again",
-        )
-    return fast
 
 
 def _check_can_build(folder: Path) -> None:
@@ -148,7 +126,7 @@ def _check_can_build(folder: Path) -> None:
         return
     present = sorted(path.name for path in folder.iterdir() if "token" in path.name.lower())
     raise CheckpointError(
-        f"The checkpoint has no tokenizer: neither {_TOKENIZER!r} nor 'vocab.json' with "
+        f"The checkpoint has no tokenizer: neither {TOKENIZER!r} nor 'vocab.json' with "
         f"'merges.txt'. Found: {', '.join(present) or 'nothing of the kind'}.",
         "copy the tokenizer files of the base model into the folder",
         present=present,
@@ -176,37 +154,17 @@ def _check_ids(original: Any, vocab_size: int) -> int:
     return max(vocabulary.values()) + 1
 
 
-def _read_json_object(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise CheckpointError(
-            f"{path.name!r} has {path.stat().st_size:,} bytes; the limit is {_MAX_CONFIG_BYTES:,}.",
-            "check that the file belongs to a tokenizer",
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as exc:
-        raise CheckpointError(
-            f"{path.name!r} is not JSON: {exc}.", "fetch or copy the checkpoint again"
-        ) from exc
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path.name!r} holds a {type(content).__name__}; expected an object.",
-            "fetch or copy the checkpoint again",
-        )
-    return content
-
-
 def _write_config(source: Path, output: Path, fast: Any) -> None:
     """Copy the tokenizer's config word for word, or write what the loaded one knows."""
-    if (source / _CONFIG).is_file():
-        shutil.copyfile(source / _CONFIG, output / _CONFIG)
+    if (source / CONFIG).is_file():
+        copy_file(source / CONFIG, output / CONFIG)
         return
     content: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
         token = getattr(fast, key, None)
         content[key] = None if token is None else str(token)
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-    (output / _CONFIG).write_bytes(f"{text}\n".encode())
+    write_text(output / CONFIG, f"{text}\n")
 
 
 def _choose_template(folder: Path) -> tuple[str | None, str | None]:
@@ -217,6 +175,7 @@ def _choose_template(folder: Path) -> tuple[str | None, str | None]:
     """
     path = folder / _TEMPLATE
     if path.is_file():
+        check_size(path)
         try:
             return path.read_bytes().decode("utf-8"), _TEMPLATE
         except UnicodeDecodeError as exc:
@@ -225,21 +184,23 @@ def _choose_template(folder: Path) -> tuple[str | None, str | None]:
             ) from exc
     legacy = folder / "chat_template.json"
     if legacy.is_file():
-        template = _named_template(_read_json_object(legacy).get("chat_template"), legacy.name)
+        template = _named_template(read_json_file(legacy).get("chat_template"), legacy.name)
         if template is not None:
             return template, legacy.name
-    if (folder / _CONFIG).is_file():
-        content = _read_json_object(folder / _CONFIG)
-        template = _named_template(content.get("chat_template"), _CONFIG)
+    if (folder / CONFIG).is_file():
+        content = read_json_file(folder / CONFIG)
+        template = _named_template(content.get("chat_template"), CONFIG)
         if template is not None:
-            return template, _CONFIG
+            return template, CONFIG
     return None, None
 
 
 def _named_template(value: object, where: str) -> str | None:
     """Return a template written as a text, or the main one of a list of named ones."""
-    if value is None or isinstance(value, str):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return _check_writable(value, where)
     entries = value if isinstance(value, list) else []
     by_name = {
         entry["name"]: entry["template"]
@@ -254,7 +215,7 @@ def _named_template(value: object, where: str) -> str | None:
             others = sorted(set(by_name) - {name})
             if others:
                 _log.warning("%s: the chat template %r is used, not %s", where, name, others)
-            return str(by_name[name])
+            return _check_writable(str(by_name[name]), where)
     raise CheckpointError(
         f"'chat_template' in {where!r} is a {type(value).__name__}; expected a text or a list of "
         "named texts.",
@@ -262,11 +223,24 @@ def _named_template(value: object, where: str) -> str | None:
     )
 
 
+def _check_writable(template: str, where: str) -> str:
+    """Refuse halves of characters, which JSON can write and a text file cannot."""
+    try:
+        template.encode("utf-8")
+    except UnicodeEncodeError as exc:
+        raise CheckpointError(
+            f"'chat_template' in {where!r} holds half of a character at position "
+            f"{exc.start:,}, which no text file can hold.",
+            "copy the tokenizer files of the base model into the folder",
+        ) from exc
+    return template
+
+
 def _convert(fast: Any, original: Any, output: Path) -> tuple[Disagreement, ...]:
     """Write the OpenVINO pair and compare it with the original."""
     ov = import_openvino()
-    openvino_tokenizers = _import_extra("openvino_tokenizers")
-    with _blaming("openvino-tokenizers cannot convert this tokenizer"):
+    openvino_tokenizers = import_extra("openvino_tokenizers")
+    with blaming("openvino-tokenizers cannot convert this tokenizer"):
         # The defaults are those of optimum-intel and GenAI: special tokens as
         # tokenizer.json says when encoding, and left out when decoding.
         encoder, decoder = openvino_tokenizers.convert_tokenizer(fast, with_detokenizer=True)
@@ -275,6 +249,7 @@ def _convert(fast: Any, original: Any, output: Path) -> tuple[Disagreement, ...]
     decoder.outputs[0].get_tensor().set_names({"string_output"})
     for model, name in ((encoder, "openvino_tokenizer"), (decoder, "openvino_detokenizer")):
         ov.save_model(model, output / f"{name}.xml", compress_to_fp16=False)
+        note_written(output / f"{name}.xml", output / f"{name}.bin")
     core = ov.Core()
     encode_request = core.compile_model(output / "openvino_tokenizer.xml", "CPU")
     decode_request = core.compile_model(output / "openvino_detokenizer.xml", "CPU")
@@ -297,49 +272,3 @@ def _name_nodes(model: Any, input_name: str) -> None:
     for index, node in enumerate(model.get_ordered_ops()):
         node.set_friendly_name(f"{node.get_type_name()}_{index}")
     model.inputs[0].get_tensor().set_names({input_name})
-
-
-def _import_extra(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as exc:
-        raise MissingExtraError(
-            f"Converting a tokenizer needs {name!r}, which cannot be imported: {exc}.",
-            "pip install 'qwen-edge[export]'",
-            module=name,
-        ) from exc
-
-
-@contextlib.contextmanager
-def _blaming(what: str) -> Iterator[None]:
-    """Turn what a tokenizer library raises into a CheckpointError.
-
-    A Rust panic of `tokenizers` arrives as `PanicException`, which is a BaseException.
-    """
-    try:
-        yield
-    except BaseException as exc:
-        if not isinstance(exc, Exception) and type(exc).__name__ != "PanicException":
-            raise
-        # transformers hides what happened behind a complaint about protobuf, which it lacks.
-        shown = exc.__context__ if isinstance(exc, ImportError) and exc.__context__ else exc
-        text = (str(shown).strip() or type(shown).__name__).splitlines()[0][:300].rstrip(".")
-        raise CheckpointError(
-            f"{what}: {text}.",
-            "fetch or copy the tokenizer files again, or take those of the base model",
-        ) from exc
-
-
-@contextlib.contextmanager
-def _quiet_about_torch() -> Iterator[None]:
-    """Keep transformers from advising to install torch: nothing here needs it."""
-    logger = logging.getLogger("transformers")
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return "PyTorch was not found" not in record.getMessage()
-
-    logger.addFilter(is_other)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_other)

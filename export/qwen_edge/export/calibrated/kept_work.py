@@ -49,7 +49,7 @@ def _find_difference(work: WorkFolder, key: str) -> str:
     try:
         before, now = json.loads(work.other_key or ""), json.loads(key)
         differing = [words for name, words in _PARTS.items() if before.get(name) != now.get(name)]
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         differing = []
     return " and ".join(differing) or "something else"
 

@@ -1,7 +1,6 @@
 """One compressed layer as a file, so that an interrupted calibration goes on where it was."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.numpy import save
 
 from qwen_edge.export.compress import TensorReport, TensorStore
 from qwen_edge.export.weight_store import Format
+from qwen_edge.runtime.files.replacing import replace_content
 
 _HEADER = "layer"
 
@@ -78,12 +78,7 @@ class LayerRecord:
             "reports": [asdict(report) for report in self.reports],
         }
         content = save(arrays, metadata={_HEADER: json.dumps(header)})
-        unfinished = path.with_suffix(".part")
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        replace_content(path, content)
 
 
 def read_record(path: Path) -> LayerRecord | None:
@@ -99,6 +94,8 @@ def read_record(path: Path) -> LayerRecord | None:
                 keys = header["parts"][name]
                 record._parts[name] = {key: file.get_tensor(f"{name}/{key}") for key in keys}
             record.reports = [TensorReport(**report) for report in header["reports"]]
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError):
+        return None
+    except (AttributeError, RecursionError):  # JSON of another form, or without bottom
         return None
     return record

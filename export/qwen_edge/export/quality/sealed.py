@@ -22,8 +22,8 @@ from qwen_edge.export.quality.measure import Progress
 from qwen_edge.export.quality.runs import SealedRuns
 from qwen_edge.export.source import FetchedSource
 from qwen_edge.profiles.choose import AUTO
+from qwen_edge.runtime.files.opening import open_inside
 from qwen_edge.runtime.manifest import CHAT_TEMPLATE, MODEL_XML, TOKENIZER_JSON, Manifest
-from qwen_edge.runtime.package import open_inside
 from qwen_edge.runtime.text_tokenizer import TextTokenizer
 
 _VOCABULARY = "vocab.json"
@@ -189,7 +189,7 @@ def _read_config(folder: Path) -> dict[str, object]:
     path = open_inside(folder, "config.json")
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PackageError(
             f"{str(path)!r} cannot be read as JSON: {error}.",
             "check the package with `qwen-edge verify`, or export it again.",

@@ -6,7 +6,6 @@ export, or another budget for the same model, does not measure again.
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from qwen_edge.export.recipe_search.sensitivity import (
 )
 from qwen_edge.profiles.matrix_format import MatrixFormat
 from qwen_edge.profiles.recipe import Recipe
+from qwen_edge.runtime.files.replacing import replace_content
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _read_costs(path: Path, key: str) -> tuple[MatrixCost, ...] | None:
             )
             for entry in content["costs"]
         )
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None  # measured again
 
 
@@ -190,9 +190,7 @@ def _write_costs(path: Path, key: str, costs: Sequence[MatrixCost]) -> None:
         }
         for cost in costs
     ]
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps({"key": key, "costs": entries}), encoding="utf-8")
-    os.replace(unfinished, path)
+    replace_content(path, json.dumps({"key": key, "costs": entries}).encode("ascii"))
 
 
 def round_upwards(kl: float) -> str:
