@@ -3,11 +3,13 @@
 It does not know packages or choices: paths, a device's name and properties come in.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from qwen_edge.errors import DeviceError, PackageError, ResourceError
+from qwen_edge.runtime.backends.ir_file import check_ir
 from qwen_edge.runtime.engine import first_line, import_openvino
 
 _HEAD_BYTES = 4096
@@ -26,10 +28,11 @@ def read_ir(xml_path: Path) -> Any:
         PackageError: The files are no IR, or one that this OpenVINO refuses.
     """
     _check_is_ir(xml_path)
+    check_ir(xml_path)
     ov = import_openvino()
     try:
         return ov.Core().read_model(xml_path)
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:  # the latter where it quotes the file
         raise PackageError(
             f"OpenVINO {ov.__version__} cannot read {str(xml_path)!r}: {first_line(error)}.",
             "check the package with `qwen-edge verify`; if it is intact, update OpenVINO or "
@@ -60,12 +63,32 @@ def compile_model(model: Any, device: str, properties: Mapping[str, str | bool |
             "close other programs, or use a smaller model.",
             device=device,
         ) from error
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise DeviceError(
             f"Device {device!r} refused the model (OpenVINO {ov.__version__}): "
             f"{first_line(error)}.",
             "run with --device CPU, or look for the cause with `qwen-edge doctor`.",
             device=device,
+            engine_message=str(error),
+        ) from error
+
+
+@contextmanager
+def blaming_the_model(name: str) -> Iterator[None]:
+    """Say of a model what the engine said while it was looked at or changed.
+
+    Args:
+        name: The model's file.
+
+    Raises:
+        PackageError: The engine refused something; it is no decoder as our export writes them.
+    """
+    try:
+        yield
+    except (RuntimeError, UnicodeDecodeError) as error:
+        raise PackageError(
+            f"{name!r} is no decoder that can be made ready: {first_line(error)}.",
+            "check the package with `qwen-edge verify`, or export it again.",
             engine_message=str(error),
         ) from error
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from qwen_edge.errors import PackageError
-from qwen_edge.runtime.backends.compiling import compile_model
+from qwen_edge.runtime.backends.compiling import blaming_the_model, compile_model
 from qwen_edge.runtime.backends.decoder_request import LOGITS
 from qwen_edge.runtime.backends.last_logits import find_head
 from qwen_edge.runtime.engine import first_line, import_openvino
+from qwen_edge.runtime.manifest import MODEL_XML
 
 SCORED_ROWS = "sampled_tokens_indices"
 KEY_CACHE = "key_cache."
@@ -58,7 +59,8 @@ def compile_paged(model: Any, properties: Mapping[str, str | bool | int]) -> Any
             "load it without batching.",
             engine_message=str(error),
         ) from error
-    _score_some_rows(model)
+    with blaming_the_model(MODEL_XML):
+        _score_some_rows(model)
     return compile_model(model, "CPU", {**_ROW_BY_ROW, **properties})
 
 
