@@ -326,6 +326,7 @@ def test_snapshot_that_is_too_long_changes_nothing(kind: Any) -> None:
 # Failures within the engine.
 
 
+@pytest.mark.trust("T-GEN-09")
 @pytest.mark.parametrize("poison", [np.nan, np.inf], ids=["nan", "infinite"])
 def test_logits_that_are_no_numbers_are_refused(poisoned_kind: Any, poison: float) -> None:
     backend = poisoned_kind.make_poisoned(poison)

@@ -127,6 +127,7 @@ def test_tool_is_called_and_its_result_used(model: Model) -> None:
     assert answer.text == "In Paris it is 17 degrees with rain."
 
 
+@pytest.mark.trust("T-GEN-10")
 def test_same_seed_same_answer(demo_package: Path) -> None:
     """From an empty cache: a reused one is computed in other portions and rounds otherwise."""
     warm = SamplingParams(temperature=1.5, top_k=0, top_p=1.0, seed=7)

@@ -219,6 +219,7 @@ def check_passed_over(open_on: Open, words: str, kind: type[EdgeError] = DeviceE
 # When a model is loaded.
 
 
+@pytest.mark.trust("T-DEV-01")
 @situation("it is not in the machine")
 def test_absent(machine: Machine, open_on: Open) -> None:
     machine.names = ("CPU",)
@@ -226,6 +227,7 @@ def test_absent(machine: Machine, open_on: Open) -> None:
     check_passed_over(open_on, "there is none (devices OpenVINO sees: CPU)")
 
 
+@pytest.mark.trust("T-DEV-02")
 @situation("its driver is missing")
 def test_without_driver(machine: Machine, open_on: Open) -> None:
     machine.names = ("CPU",)
@@ -233,6 +235,7 @@ def test_without_driver(machine: Machine, open_on: Open) -> None:
     check_passed_over(open_on, "Cannot load library libOpenCL.so.1")
 
 
+@pytest.mark.trust("T-DEV-02")
 @situation("its driver is too old")
 def test_old_driver(machine: Machine, open_on: Open) -> None:
     said = "Device 'GPU' refused the model: driver 31.0 is too old"
@@ -240,24 +243,28 @@ def test_old_driver(machine: Machine, open_on: Open) -> None:
     check_passed_over(open_on, "driver 31.0 is too old")
 
 
+@pytest.mark.trust("T-DEV-03")
 @situation("its compiler refuses the model")
 def test_refusing_compiler(machine: Machine, open_on: Open) -> None:
     machine.refuses = {"GPU": DeviceError("Device 'GPU' refused the model: no kernel.", "x")}
     check_passed_over(open_on, "refused the model: no kernel")
 
 
+@pytest.mark.trust("T-DEV-03")
 @situation("its compiler never ends")
 def test_hanging_compiler(machine: Machine, open_on: Open) -> None:
     machine.children = {"GPU": ChildEnd(None, "", 600.0)}
     check_passed_over(open_on, "was not done after 600 s")
 
 
+@pytest.mark.trust("T-DEV-03")
 @situation("its compiler crashes")
 def test_crashing_compiler(machine: Machine, open_on: Open) -> None:
     machine.children = {"GPU": ChildEnd(-11, "LLVM ERROR: abort", 600.0)}
     check_passed_over(open_on, "LLVM ERROR: abort")
 
 
+@pytest.mark.trust("T-DEV-03")
 @situation("it is on record that it could not")
 def test_remembered_failure(machine: Machine, open_on: Open, package: Path) -> None:
     """Nobody waits ten minutes twice."""
@@ -312,6 +319,7 @@ def test_not_listed(machine: Machine, open_on: Open) -> None:
     assert machine.num_loads() == {"CPU": 1}
 
 
+@pytest.mark.trust("T-DEV-01")
 @situation("no device can run it")
 def test_nothing_left(machine: Machine, open_on: Open) -> None:
     machine.names = ("CPU",)
@@ -357,6 +365,7 @@ def test_no_engine(
 # In the middle of an answer.
 
 
+@pytest.mark.trust("T-DEV-04")
 @situation("it stops while it reads the prompt")
 def test_stops_at_the_prompt(machine: Machine, open_on: Open) -> None:
     with open_on(GPU, CPU) as model:
@@ -371,6 +380,7 @@ def test_stops_at_the_prompt(machine: Machine, open_on: Open) -> None:
     assert machine.num_loads() == {"GPU": 1, "CPU": 1}
 
 
+@pytest.mark.trust("T-DEV-04")
 @situation("it stops at some token of the answer")
 @pytest.mark.parametrize("after", [1, 2, 7])
 def test_stops_in_the_answer(
@@ -409,6 +419,7 @@ def test_no_memory_in_the_answer(machine: Machine, open_on: Open) -> None:
         ask_and_stop(machine, model.session(), "GPU", 3, error)
 
 
+@pytest.mark.trust("T-DEV-04")
 @situation("it stops while it warms up")
 def test_stops_warming_up(machine: Machine, open_on: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its golden tokens were right: that is known from an earlier time."""
@@ -432,6 +443,7 @@ def test_third_goes_on(machine: Machine, open_on: Open) -> None:
         assert machine.tried == ["GPU", "NPU"]
 
 
+@pytest.mark.trust("T-DEV-04")
 @situation("every one stops")
 def test_all_stop(machine: Machine, open_on: Open) -> None:
     with open_on(GPU, CPU) as model:
@@ -447,6 +459,7 @@ def test_all_stop(machine: Machine, open_on: Open) -> None:
         assert len(chat.messages) == len(before) + 2
 
 
+@pytest.mark.trust("T-DEV-04")
 @situation("the only device, or the one that was asked for, stops")
 @pytest.mark.parametrize("device", ["auto", "GPU"])
 def test_only_device_is_set_up_again(machine: Machine, open_on: Open, device: str) -> None:
@@ -460,6 +473,7 @@ def test_only_device_is_set_up_again(machine: Machine, open_on: Open, device: st
     assert machine.num_loads() == {"GPU": 2}
 
 
+@pytest.mark.trust("T-DEV-04")
 @situation("it stops a second time in the same answer")
 def test_asked_for_stops_twice(machine: Machine, open_on: Open) -> None:
     with open_on(GPU, CPU, device="GPU") as model:
@@ -487,6 +501,7 @@ def test_changed_package(machine: Machine, open_on: Open, package: Path) -> None
 # By the length of the prompt.
 
 
+@pytest.mark.trust("T-DEV-06")
 @situation("the prompt is too long for it")
 def test_long_prompt(machine: Machine, open_on: Open) -> None:
     with open_on(NPU, CPU) as model:
@@ -556,6 +571,7 @@ def test_outgrown_without_another(machine: Machine, open_on: Open) -> None:
         assert model.max_context_tokens == 48
 
 
+@pytest.mark.trust("T-DEV-06")
 @situation("the prompt is too long for all")
 def test_too_long_for_all(machine: Machine, open_on: Open) -> None:
     refused = pytest.raises(ContextFullError, match="holds 512 with the answer")

@@ -31,6 +31,7 @@ def test_model_answers_as_its_table_says(package: Path) -> None:
         assert "first in order of preference" in model.device_choice.reason
 
 
+@pytest.mark.trust("T-EMB-09")
 def test_closed_model_releases_its_files(package: Path) -> None:
     """On Windows a mapped file can be neither deleted nor replaced."""
     model = load(package, warm_up=False)
@@ -44,6 +45,7 @@ def test_closed_model_releases_its_files(package: Path) -> None:
         list(model.generate([1]))
 
 
+@pytest.mark.trust("T-PKG-04")
 def test_first_load_hashes_and_the_second_does_not(package: Path, cache_dir: Path) -> None:
     hashed: list[int] = []
     load(package, progress=hashed.append).close()
@@ -73,6 +75,7 @@ def test_changed_byte_is_found_at_the_next_load(package: Path) -> None:
     load(package, verify="sizes").close()
 
 
+@pytest.mark.trust("T-PKG-05")
 @pytest.mark.parametrize("verify", ["first", "always", "sizes"])
 def test_truncated_weights_are_refused_however_little_is_checked(
     package: Path, verify: str
@@ -83,14 +86,21 @@ def test_truncated_weights_are_refused_however_little_is_checked(
         load(package, verify=verify)
 
 
+@pytest.mark.trust("T-PKG-05")
 def test_truncation_between_check_and_mapping_never_kills_the_process(package: Path) -> None:
-    """A mapped file that shrinks is a bus error, rc -7: sizes are looked at right before."""
+    """A mapped file that shrinks is a bus error, rc -7: sizes are looked at right before.
+
+    On a file system without leases; with them the writer would have to wait, see
+    `test_mapped_files.py`.
+    """
     program = """
 import sys
 from pathlib import Path
 from qwen_edge.errors import PackageError
 from qwen_edge.runtime import loading
+from qwen_edge.runtime.backends import mapped_files
 from qwen_edge.runtime.devices import openvino_opening
+mapped_files._take_lease = lambda path: None
 weights = Path(sys.argv[1]) / "openvino_model.bin"
 real_probe = openvino_opening.probe_devices
 def truncate_and_probe():
@@ -116,6 +126,7 @@ except PackageError as error:
     assert "'openvino_model.bin' is cut off at 100 bytes" in done.stdout
 
 
+@pytest.mark.trust("T-PKG-05")
 def test_package_changed_while_it_is_compiled_is_refused(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +144,7 @@ def test_package_changed_while_it_is_compiled_is_refused(
         load(package)
 
 
+@pytest.mark.trust("T-PKG-06")
 @pytest.mark.parametrize(
     "text",
     [
@@ -157,6 +169,7 @@ def test_ir_that_is_none_is_named(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.trust("T-PKG-06")
 def test_weights_that_do_not_fit_the_ir_are_refused(package: Path, seal: Seal) -> None:
     path = package / "openvino_model.bin"
     path.write_bytes(path.read_bytes()[:100])
@@ -165,6 +178,7 @@ def test_weights_that_do_not_fit_the_ir_are_refused(package: Path, seal: Seal) -
         load(package)
 
 
+@pytest.mark.trust("T-PKG-06")
 def test_ir_of_another_kind_of_model_is_refused(
     package: Path, seal: Seal, make_table_model: Callable[[int], Any]
 ) -> None:
@@ -178,6 +192,7 @@ def test_ir_of_another_kind_of_model_is_refused(
         load(package)
 
 
+@pytest.mark.trust("T-TOK-05")
 def test_tokenizer_with_more_tokens_than_the_model_is_refused(package: Path, seal: Seal) -> None:
     """The engine would read past its table for the surplus ids."""
     seal(package)

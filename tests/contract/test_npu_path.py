@@ -167,6 +167,7 @@ def fill(model: Model, num_tokens: int) -> str:
         text = text[:-1]
 
 
+@pytest.mark.trust("T-DEV-06")
 def test_prompt_at_the_limit_and_beyond(npu: Model, cpu: Model) -> None:
     at_limit = fill(npu, MAX_PROMPT_TOKENS)
     with npu.session(thinking=False) as one, cpu.session(thinking=False) as other:
@@ -178,6 +179,7 @@ def test_prompt_at_the_limit_and_beyond(npu: Model, cpu: Model) -> None:
     assert "takes prompts of up to 256 on this device" in caught.value.problem
 
 
+@pytest.mark.trust("T-DEV-06")
 def test_tokens_beyond_the_prompt_model_are_stepped_to_the_last_row(
     npu: Model, backends: dict[str, Backend]
 ) -> None:
@@ -206,6 +208,7 @@ def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.mark.trust("T-PKG-10")
 def test_what_a_child_compiled_is_loaded_and_proven(
     package: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, old: Callable[[Path], None]
 ) -> None:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
+from trust_rows import Cases
 
 from qwen_edge.errors import PackageError
 from qwen_edge.runtime.backends import onnx_trial
@@ -121,6 +122,7 @@ CRASHES = {nest_functions, split_into_more}  # in ONNX Runtime 1.31; the others 
 
 
 @pytest.mark.parametrize(("attack", "words"), ALL.items(), ids=[f.__name__ for f in ALL])
+@pytest.mark.trust("T-IN-12", "T-IN-13")
 def test_it_is_refused_before_an_engine_sees_it(
     copy_demo: MakeOnnx,
     monkeypatch: pytest.MonkeyPatch,
@@ -137,7 +139,9 @@ def test_it_is_refused_before_an_engine_sees_it(
         assert caught.value.fix
 
 
+@pytest.mark.trust("T-PKG-09")
 @pytest.mark.parametrize("attack", GRAPHS, ids=[f.__name__ for f in GRAPHS])
+@pytest.mark.trust("T-IN-13")
 def test_behind_our_checks_it_stays_in_the_child(
     copy_demo: MakeOnnx,
     tmp_path: Path,
@@ -169,6 +173,33 @@ def test_behind_our_checks_it_stays_in_the_child(
         try_in_child(folder, timeout_s=TIMEOUT_S)
     if onnxruntime.__version__.startswith("1.31."):
         assert ("was ended by" in caught.value.problem) == (attack in CRASHES)
+
+
+OUTSIDE = [
+    "../model.onnx.data", "a/../../model.onnx.data", "./model.onnx.data", "model.onnx.data/", "",
+    "sub/model.onnx.data", "..", ".", "/etc/passwd", "/dev/zero", "\\\\host\\share\\data", "C:data",
+    "C:\\model.onnx.data", "..\\model.onnx.data", "model.onnx.data\0", "model.onnx.data:stream",
+    "MODEL.ONNX.DATA", "model.onnx.data ", "%2e%2e/model.onnx.data", "file:model.onnx.data", "~/x",
+    "*/_ORT_MEM_ADDR_/*", "model.onnx", "$HOME/x", "x" * 5_000, "//model.onnx.data", "‥/x",
+]  # fmt: skip
+
+
+@pytest.mark.trust("T-IN-11", "T-IN-12", "T-IN-13")
+def test_weights_come_from_the_file_beside_it_and_from_no_other(
+    copy_demo: MakeOnnx, cases: Cases
+) -> None:
+    folder = copy_demo()
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.external_data)
+    entry = next(entry for entry in tensor.external_data if entry.key == "location")
+    read_onnx(folder)
+    for location in OUTSIDE:
+        entry.value = location
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(PackageError, match=r"expected 'model\.onnx\.data'") as caught:
+            read_onnx(folder)
+        assert len(caught.value.problem) < 500
+    cases(len(OUTSIDE))
 
 
 def logits_of(

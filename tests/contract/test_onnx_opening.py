@@ -123,6 +123,7 @@ def test_memory_that_cannot_suffice_is_refused_before_anything_is_read(
         open_onnx_backend(onnx_package, read_manifest(onnx_package))
 
 
+@pytest.mark.trust("T-PKG-05")
 def test_file_changed_while_it_is_loaded_is_refused(
     onnx_package: Path, monkeypatch: pytest.MonkeyPatch, trials: list[Path]
 ) -> None:
@@ -135,6 +136,7 @@ def test_file_changed_while_it_is_loaded_is_refused(
         open_onnx_backend(onnx_package, read_manifest(onnx_package))
 
 
+@pytest.mark.trust("T-PKG-05")
 def test_file_of_another_size_never_reaches_the_engine(
     onnx_package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

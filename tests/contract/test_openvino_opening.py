@@ -38,6 +38,7 @@ def choice_of(model: Model) -> Choice[DeviceSettings]:
     return model.device_choice
 
 
+@pytest.mark.trust("T-DEV-07")
 def test_memory_that_cannot_suffice_is_refused_before_compiling(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +106,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_opening, "probe_devices", lambda: reports)
 
 
+@pytest.mark.trust("T-DEV-01")
 @pytest.mark.usefixtures("no_gpu")
 def test_auto_passes_over_an_absent_device_and_keeps_why(package: Path, seal: Seal) -> None:
     seal(package, devices=(GPU, CPU))
@@ -113,6 +115,7 @@ def test_auto_passes_over_an_absent_device_and_keeps_why(package: Path, seal: Se
         assert "libOpenCL.so.1 is missing" in choice_of(model).reason
 
 
+@pytest.mark.trust("T-DEV-01")
 @pytest.mark.usefixtures("no_gpu")
 def test_explicit_device_never_falls_back(package: Path, seal: Seal) -> None:
     seal(package, devices=(GPU, CPU))

@@ -49,7 +49,7 @@ def import_openvino() -> ModuleType:
     elif sys.modules[_TELEMETRY] is not None:
         _LOGGER.warning("%s was imported before qwen-edge; it may send reports", _TELEMETRY)
     try:
-        return importlib.import_module("openvino")
+        module = importlib.import_module("openvino")
     except (ImportError, OSError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "openvino":
             raise MissingExtraError(
@@ -63,6 +63,13 @@ def import_openvino() -> ModuleType:
             f"OpenVINO could not be imported: {first_line(error)}.",
             "pip install --force-reinstall openvino, then run `qwen-edge doctor`.",
         ) from error
+    if not hasattr(module, "Core"):
+        raise DeviceError(
+            f"The module 'openvino' that Python finds is not OpenVINO: "
+            f"{getattr(module, '__file__', None) or 'a folder of that name'!s}.",
+            "rename or remove it, or take its folder out of PYTHONPATH.",
+        )
+    return module
 
 
 def first_line(error: BaseException) -> str:

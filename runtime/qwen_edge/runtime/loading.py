@@ -22,6 +22,7 @@ from qwen_edge.runtime.decoding.draft_model import check_same_vocabulary
 from qwen_edge.runtime.devices.opening import BackendName, choose_formats
 from qwen_edge.runtime.devices.routing import Placement, open_devices
 from qwen_edge.runtime.environment import read_environment
+from qwen_edge.runtime.files.opening import open_inside
 from qwen_edge.runtime.limits import read_path
 from qwen_edge.runtime.manifest import CHAT_TEMPLATE, TOKENIZER_JSON, Manifest
 from qwen_edge.runtime.model import Model
@@ -29,7 +30,6 @@ from qwen_edge.runtime.package import (
     Progress,
     check_report,
     check_sizes,
-    open_inside,
     read_manifest,
     verify_package,
 )

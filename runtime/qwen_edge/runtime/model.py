@@ -5,8 +5,11 @@ answers at once are the business of a server. Packages are opened by `loading.py
 makes a model from a script, for tests and examples without files.
 """
 
+import atexit
+import functools
 import hashlib
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from numbers import Integral
@@ -39,6 +42,9 @@ if TYPE_CHECKING:
     from qwen_edge.runtime.decoding.drafting import Drafter
     from qwen_edge.runtime.devices.routing import Placement
     from qwen_edge.runtime.devices.trying import Refusal
+
+_LAST_STEP_S = 5.0
+_models: "weakref.WeakSet[Model]" = weakref.WeakSet()
 
 
 class Model(TextModel):
@@ -111,6 +117,8 @@ class Model(TextModel):
         self._lock = threading.Lock()
         self._is_closed = False
         self._follow_devices()
+        _models.add(self)
+        _close_at_exit()
 
     @classmethod
     def fake(cls, answers: Sequence[str], *, max_context_tokens: int = 4096) -> "Model":
@@ -355,3 +363,19 @@ class Model(TextModel):
                     "encode the prompt with this model's tokenizer",
                     token_id=token_id,
                 )
+
+
+@functools.cache
+def _close_at_exit() -> None:
+    """Let models that are still open when the interpreter ends be closed before.
+
+    A daemon thread that comes back from the engine after that would end the process by a signal.
+    """
+
+    def close_all() -> None:
+        for model in list(_models):
+            model.close()
+            if model._lock.acquire(timeout=_LAST_STEP_S):  # whoever answers is done with it
+                model._lock.release()
+
+    atexit.register(close_all)

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen_edge.errors import PackageError, UsageError
+from qwen_edge.errors import PackageError, ResourceError, UsageError
 from qwen_edge.runtime.detokenizer import Detokenizer, byte_of_character
 
 if TYPE_CHECKING:
@@ -59,9 +59,16 @@ class TextTokenizer:
 
         Raises:
             PackageError: The file is missing, broken, or not a byte-level tokenizer.
+            ResourceError: The library that reads it cannot be loaded here.
         """
-        from tokenizers import Tokenizer
-
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise ResourceError(
+                f"The library 'tokenizers' could not be loaded: {error}.",
+                "close other programs where memory is short, else\n"
+                "pip install --force-reinstall tokenizers",
+            ) from error
         path = Path(path)
         if not path.is_file():
             raise PackageError(

@@ -89,6 +89,7 @@ def test_a_compilation_that_went_well_is_not_repeated(
     assert task.cache_folder is None  # a GPU would write all weights again
 
 
+@pytest.mark.trust("T-DEV-03")
 @pytest.mark.parametrize(
     ("code", "line", "error_type", "words"),
     [
@@ -155,6 +156,7 @@ def test_what_says_nothing_of_the_device_is_not_remembered(
     assert len(given) == 2
 
 
+@pytest.mark.trust("T-PKG-11")
 @pytest.mark.parametrize("what", ["properties", "device", "driver", "package", "engine"])
 def test_a_finding_holds_for_what_it_was_found_with(
     folder: Path,
@@ -224,6 +226,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
     return put
 
 
+@pytest.mark.trust("T-DEV-03", "T-PKG-09")
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals")
 def test_an_abort_of_the_compiler_stays_in_the_child(
     folder: Path, manifest: Manifest, stand_in: Callable[[str], None]
@@ -235,6 +238,7 @@ def test_an_abort_of_the_compiler_stays_in_the_child(
     assert error.problem.endswith("was ended by signal 6 (SIGABRT): LLVM ERROR: no.")
 
 
+@pytest.mark.trust("T-DEV-03")
 def test_a_compiler_that_hangs_is_ended(folder: Path, stand_in: Callable[[str], None]) -> None:
     stand_in("import time; time.sleep(60)")
     (folder / "openvino_model.xml").write_bytes(b'<?xml version="1.0"?><net name="x"></net>')

@@ -38,6 +38,7 @@ def test_seen_devices_come_first_and_absent_kinds_have_a_reason(
     assert [report.is_available for report in probe_devices()] == [True, True, True, False]
 
 
+@pytest.mark.trust("T-DEV-02")
 def test_plugin_that_answers_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     core = SimpleNamespace(available_devices=(), get_property=lambda *_: [])
     with_core(monkeypatch, core)
@@ -58,6 +59,7 @@ def test_engine_that_cannot_be_imported_is_every_device_s_reason(
     }
 
 
+@pytest.mark.trust("T-DEV-02")
 def test_real_probe_finds_the_cpu_and_reports_each_kind() -> None:
     reports = probe_devices()
     assert reports[0].name == "CPU"

@@ -264,6 +264,7 @@ def test_library_that_finds_no_device_says_so(use: Callable[..., Engine]) -> Non
     assert reason == "it is installed, and finds no GPU here"
 
 
+@pytest.mark.trust("T-DEV-02")
 def test_library_that_is_refused_is_a_reason_not_an_error(use: Callable[..., Engine]) -> None:
     engine = use("onnxruntime_ep_webgpu", error=RuntimeError("needs a newer engine\nat x.cc"))
     reason = reports()["WebGpuExecutionProvider"].reason

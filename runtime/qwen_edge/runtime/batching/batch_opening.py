@@ -16,12 +16,14 @@ from qwen_edge.profiles.choose import AUTO, Choice
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.profiles.properties import KERNELS
 from qwen_edge.runtime.backends.compiling import read_ir
+from qwen_edge.runtime.backends.mapped_files import WEIGHT_FILES, MappedFiles
 from qwen_edge.runtime.batching.batch_backend import BatchBackend
 from qwen_edge.runtime.batching.openvino_paged import OpenVinoPagedEngine
 from qwen_edge.runtime.batching.paged import PagedBatchBackend
 from qwen_edge.runtime.batching.paged_model import compile_paged
 from qwen_edge.runtime.batching.sequential import SequentialBatchBackend
 from qwen_edge.runtime.devices.opening import open_backend
+from qwen_edge.runtime.files.opening import inside
 from qwen_edge.runtime.manifest import (
     MODEL_BIN,
     MODEL_XML,
@@ -38,6 +40,30 @@ CACHE_BYTES = 2 << 30
 """Most memory for blocks unless told otherwise: 25,000 tokens of Qwen3-4B."""
 
 _FILES = (MODEL_XML, MODEL_BIN)
+
+
+class _GuardedPaged(PagedBatchBackend):
+    """A backend in blocks of a package whose files are guarded as long as it is open."""
+
+    mapped: MappedFiles
+
+    def close(self) -> None:
+        """Release the engine, then the files. Calling it twice is harmless."""
+        with self.mapped.changing():
+            super().close()
+        self.mapped.close()
+
+
+class _GuardedSequential(SequentialBatchBackend):
+    """The same for requests that take turns."""
+
+    mapped: MappedFiles
+
+    def close(self) -> None:
+        """Release the engine, then the files. Calling it twice is harmless."""
+        with self.mapped.changing():
+            super().close()
+        self.mapped.close()
 
 
 @dataclass(frozen=True)
@@ -76,17 +102,27 @@ def open_batch_backend(
         EdgeError: As `open_backend`; ResourceError where memory cannot suffice.
     """
     settings = _find_cpu(manifest, backend=backend, device=device)
-    if settings is not None:
-        try:
-            paged = _open_paged(folder, manifest, settings, threads, cache_bytes, reuses_answers)
-        except DeviceError as error:
-            _LOGGER.warning("Requests will take turns: %s", error.problem)
-        else:
-            return OpenedBatch(
-                paged, "openvino", Choice(settings, "requests share the steps of the CPU")
-            )
-    opened = open_backend(folder, manifest, backend=backend, device=device, threads=threads)
-    return OpenedBatch(SequentialBatchBackend(opened.backend), opened.name, opened.choice)
+    mapped = MappedFiles(inside(folder, name) for name in WEIGHT_FILES if name in manifest.files)
+    try:
+        with mapped.changing():
+            if settings is not None:
+                try:
+                    paged = _open_paged(
+                        folder, manifest, settings, threads, cache_bytes, reuses_answers
+                    )
+                except DeviceError as error:
+                    _LOGGER.warning("Requests will take turns: %s", error.problem)
+                else:
+                    paged.mapped = mapped
+                    choice = Choice(settings, "requests share the steps of the CPU")
+                    return OpenedBatch(paged, "openvino", choice)
+            opened = open_backend(folder, manifest, backend=backend, device=device, threads=threads)
+            turns = _GuardedSequential(opened.backend)
+            turns.mapped = mapped
+            return OpenedBatch(turns, opened.name, opened.choice)
+    except BaseException:
+        mapped.close()
+        raise
 
 
 def _find_cpu(manifest: Manifest, *, backend: str, device: str) -> DeviceSettings | None:
@@ -105,7 +141,7 @@ def _open_paged(
     threads: int | None,
     cache_bytes: int | None,
     reuses_answers: bool,
-) -> PagedBatchBackend:
+) -> _GuardedPaged:
     """Compile for blocks; the files are looked at right before and right after."""
     cache_bytes = _choose_cache_bytes(manifest, settings, cache_bytes)
     check_sizes(folder, manifest)
@@ -121,7 +157,7 @@ def _open_paged(
             "load it again when whatever writes there is done.",
             path=str(folder),
         )
-    return PagedBatchBackend(
+    return _GuardedPaged(
         OpenVinoPagedEngine(compiled),
         max_context_tokens=settings.max_context_tokens,
         cache_bytes=cache_bytes,

@@ -219,8 +219,7 @@ class ContinuousBatcher:
             self._listeners.clear()
             self._backend.close()
             self._changed.notify_all()
-        for listener in listeners:
-            listener()
+        _tell(listeners)
 
     def _count_waiting(self) -> int:
         """Return how many requests are in the line; those that were cancelled are not."""
@@ -250,14 +249,12 @@ class ContinuousBatcher:
         """Give the right to make a step back, and tell who has news."""
         with self._changed:
             self._is_stepping = False
-            listeners = [self._listeners.get(request) for request in changed]
+            listeners = [self._listeners[one] for one in changed if one in self._listeners]
             for request in changed:
                 if request.is_done:
                     self._listeners.pop(request, None)
             self._changed.notify_all()
-        for listener in listeners:
-            if listener is not None:
-                listener()
+        _tell(listeners)
 
     def _step(self, changed: list[BatchRequest]) -> bool:
         """Plan, compute, settle. What goes wrong in the engine ends all that run."""
@@ -326,3 +323,12 @@ class ContinuousBatcher:
                 needed_tokens=needed,
                 max_context_tokens=limit,
             )
+
+
+def _tell(listeners: Sequence[Callable[[], None]]) -> None:
+    """Say that there is news; a listener that fails is no reason for others not to be told."""
+    for listener in listeners:
+        try:
+            listener()
+        except Exception:
+            _LOGGER.exception("on_change of an answer failed")

@@ -3,8 +3,10 @@
 Compiling for an NPU takes a minute or more. OpenVINO writes the result to the folder named by
 CACHE_DIR, without the weights: those it reads from the package again. It takes damaged files for
 good ones and looks at fewer properties than there are, so each package, device, driver, engine
-and set of properties has a folder of its own, whose files are listed there with their hashes. A
-folder that cannot be used costs time, never correctness.
+and set of properties has a folder of its own, whose files are listed there with their hashes. It
+also writes over files that another process has mapped, which ends that process, so whoever
+compiles does so in a folder of his own, which is given its name when it is complete. A folder
+that cannot be used costs time, never correctness.
 
 Source:
     Measured, OpenVINO 2026.4.1: a file with 64 changed bytes was loaded and gave other results;
@@ -12,15 +14,17 @@ Source:
     llm_compiled_model.cpp, export_model: without weights unless CACHE_MODE is OPTIMIZE_SPEED.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
-import stat
+import secrets
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from qwen_edge.runtime.files.replacing import replace_content
+from qwen_edge.runtime.files.writing import make_folder, remove, rename
 from qwen_edge.runtime.package import hash_file
 from qwen_edge.runtime.schema import SchemaError, parse_json
 
@@ -29,6 +33,9 @@ _KIND = "compiled"
 _LIST_NAME = "files.json"
 _MAX_LIST_BYTES = 1 << 20
 _MAX_FOLDERS = 3  # of one package on one device: drivers and settings change, disks are small
+_MAX_PACKAGES = 16
+_PRIVATE_SUFFIX = ".partial"
+_ABANDONED_S = 86_400.0  # longer than any compilation: who began it was killed
 CACHED_DEVICES = ("NPU",)
 """Devices whose compiler is slow and whose cache is small. A GPU would write all weights again."""
 
@@ -36,7 +43,7 @@ CACHED_DEVICES = ("NPU",)
 def prepare_cache_folder(
     cache_dir: Path | None, package_hash: str, device: str, facts: Mapping[str, str]
 ) -> Path | None:
-    """Return the folder for CACHE_DIR, with nothing in it but what was found good once.
+    """Return a folder for CACHE_DIR: what was found good once, or an empty one to compile into.
 
     Args:
         cache_dir: Where files go that may be deleted; None for none.
@@ -46,10 +53,10 @@ def prepare_cache_folder(
 
     Returns:
         An existing folder, or None where there is none to be had or the device has no use for it.
+        Hand it to `seal_cache_folder` or `discard_cache_folder` afterwards.
 
     State:
-        Makes the folder, deletes files in it that are not as listed, and deletes the oldest
-        folders of other facts.
+        May make a folder, and deletes those of other facts and packages that were used longest ago.
     """
     if cache_dir is None or device not in CACHED_DEVICES:
         return None
@@ -57,10 +64,14 @@ def prepare_cache_folder(
     digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
     folder = cache_dir / _KIND / f"{package_hash[:32]}-{device}" / digest[:32]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        os.utime(folder)  # the newest of its kind is kept
-        _delete_unlisted(folder)
-        _delete_oldest(folder)
+        make_folder(folder.parent)
+        if not _is_as_sealed(folder):
+            folder = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}{_PRIVATE_SUFFIX}")
+            make_folder(folder)
+        for path in (folder, folder.parent):
+            os.utime(path)  # the newest of its kind is kept
+        _delete_oldest(folder, _MAX_FOLDERS)
+        _delete_oldest(folder.parent, _MAX_PACKAGES)
     except OSError as error:
         _LOGGER.warning("What is compiled for %s cannot be kept: %s", device, error)
         return None
@@ -68,46 +79,67 @@ def prepare_cache_folder(
 
 
 def seal_cache_folder(folder: Path | None) -> None:
-    """List the files that a good compilation left in its folder; a failure is logged.
+    """Keep the files that a good compilation left in its folder; a failure is logged.
 
     Args:
         folder: What `prepare_cache_folder` returned, after the model was compiled and tried.
+
+    State:
+        A folder that was made for this compilation gets its name, in the place of what was there.
     """
-    if folder is None:
+    if folder is None or not _is_private(folder):
         return
-    partial = folder / f"{_LIST_NAME}.{os.getpid()}.partial"
+    target = folder.with_name(folder.name[1:].partition(".")[0])
     try:
         listed = {path.name: hash_file(path).sha256 for path in _blobs(folder)}
-        if listed == _read_list(folder):
+        text = json.dumps(listed, sort_keys=True).encode("ascii")
+        replace_content(folder / _LIST_NAME, text, durable=False)
+        if _is_as_sealed(target):  # another process was faster
+            remove(folder)
             return
-        partial.write_bytes(json.dumps(listed, sort_keys=True).encode("ascii", "backslashreplace"))
-        partial.replace(folder / _LIST_NAME)
+        if target.exists():
+            rename(target, folder.with_name(f".{secrets.token_hex(8)}{_PRIVATE_SUFFIX}"))
+        rename(folder, target)
     except OSError as error:
-        _LOGGER.warning("What was compiled cannot be kept in %s: %s", folder, error)
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        _LOGGER.warning("What was compiled cannot be kept in %s: %s", target, error)
+        remove(folder)
 
 
-def _delete_unlisted(folder: Path) -> None:
+def discard_cache_folder(folder: Path | None) -> None:
+    """Remove what a compilation left that did not go well; what was found good earlier stays."""
+    if folder is not None and _is_private(folder):
+        remove(folder)
+
+
+def _is_private(folder: Path) -> bool:
+    return folder.name.startswith(".") and folder.name.endswith(_PRIVATE_SUFFIX)
+
+
+def _is_as_sealed(folder: Path) -> bool:
+    """Return whether a folder holds what was listed in it, and nothing else to be loaded."""
+    if not folder.is_dir():
+        return False
     listed = _read_list(folder)
-    for path in _blobs(folder):
-        if listed.get(path.name) != hash_file(path).sha256:
-            _LOGGER.warning("%s is not what was compiled; it is made again", path)
-            _delete(path)
+    found = {path.name: hash_file(path).sha256 for path in _blobs(folder)}
+    if found and found == listed:
+        return True
+    _LOGGER.warning("%s is not what was compiled; it is made again", folder)
+    return False
 
 
-def _delete_oldest(folder: Path) -> None:
-    others = [path for path in folder.parent.iterdir() if path != folder and path.is_dir()]
-    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in others[_MAX_FOLDERS - 1 :]:
-        for file in path.iterdir():
-            _delete(file)
-        path.rmdir()
-
-
-def _delete(path: Path) -> None:
-    path.chmod(stat.S_IWRITE | stat.S_IREAD)  # the engine marks its files as read-only
-    path.unlink()
+def _delete_oldest(folder: Path, most: int) -> None:
+    """Leave so many folders beside each other, this one among them."""
+    others = []
+    for path in folder.parent.iterdir():
+        if path == folder or not path.is_dir():
+            continue
+        used_s = path.stat().st_mtime
+        if not _is_private(path):
+            others.append((used_s, path))
+        elif time.time() - used_s > _ABANDONED_S:
+            remove(path)
+    for _, path in sorted(others, reverse=True)[most - 1 :]:
+        remove(path)
 
 
 def _blobs(folder: Path) -> list[Path]:

@@ -27,7 +27,11 @@ from qwen_edge.errors import (
     ParityError,
     ResourceError,
 )
-from qwen_edge.runtime.devices.compile_cache import prepare_cache_folder, seal_cache_folder
+from qwen_edge.runtime.devices.compile_cache import (
+    discard_cache_folder,
+    prepare_cache_folder,
+    seal_cache_folder,
+)
 from qwen_edge.runtime.devices.trial_process import (
     EXIT_DAMAGED,
     EXIT_MISSING,
@@ -132,6 +136,8 @@ def try_compile(
     cache_folder = find_cache_folder(folder, settings)
     started_s = time.monotonic()
     end = run_task(_make_task(folder, manifest, settings, cache_folder), time_limit_s=time_limit_s)
+    if end is None or not end.is_well:
+        discard_cache_folder(cache_folder)
     if end is None:
         return
     _LOGGER.info("Compiled for %s in %.1f s", settings.device, time.monotonic() - started_s)

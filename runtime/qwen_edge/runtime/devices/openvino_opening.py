@@ -15,7 +15,7 @@ from qwen_edge.profiles.choose import AUTO, Choice, choose_device
 from qwen_edge.profiles.gpu_memory import check_gpu_buffers
 from qwen_edge.profiles.hardware import probe_hardware
 from qwen_edge.runtime.backends.backend import Backend
-from qwen_edge.runtime.backends.compiling import compile_model, read_ir
+from qwen_edge.runtime.backends.compiling import blaming_the_model, compile_model, read_ir
 from qwen_edge.runtime.backends.decoder_making import make_decoder_backend
 from qwen_edge.runtime.backends.decoder_preparing import Prepared, prepare_decoder
 from qwen_edge.runtime.backends.decoder_request import (
@@ -27,6 +27,7 @@ from qwen_edge.runtime.backends.decoder_request import (
 )
 from qwen_edge.runtime.backends.openvino_static import StaticOpenVinoBackend
 from qwen_edge.runtime.devices.answer_check import check_answers
+from qwen_edge.runtime.devices.compile_cache import discard_cache_folder, seal_cache_folder
 from qwen_edge.runtime.devices.compile_trial import (
     TRUSTED_DEVICES,
     find_cache_folder,
@@ -140,20 +141,26 @@ def _open_on(
     check_sizes(folder, manifest)
     stamps = read_stamps(folder, _FILES)
     try_compile(folder, manifest, settings)
-    backend = compile_backend(
-        folder,
-        settings,
-        vocab_size=manifest.model.vocab_size,
-        threads=threads,
-        cache_folder=find_cache_folder(folder, settings),
-    )
-    if read_stamps(folder, _FILES) != stamps:
-        backend.close()
-        raise PackageError(
-            f"The package {str(folder)!r} was changed while it was being loaded.",
-            "load it again when whatever writes there is done.",
-            path=str(folder),
+    cache_folder = find_cache_folder(folder, settings)
+    try:
+        backend = compile_backend(
+            folder,
+            settings,
+            vocab_size=manifest.model.vocab_size,
+            threads=threads,
+            cache_folder=cache_folder,
         )
+        if read_stamps(folder, _FILES) != stamps:
+            backend.close()
+            raise PackageError(
+                f"The package {str(folder)!r} was changed while it was being loaded.",
+                "load it again when whatever writes there is done.",
+                path=str(folder),
+            )
+    except BaseException:
+        discard_cache_folder(cache_folder)
+        raise
+    seal_cache_folder(cache_folder)
     return backend
 
 
@@ -217,7 +224,8 @@ def compile_backend(
         ResourceError: Memory ran out.
     """
     model = read_ir(folder / MODEL_XML)
-    _check_ports(model, vocab_size)
+    with blaming_the_model(MODEL_XML):
+        _check_ports(model, vocab_size)
     properties = dict(settings.properties)
     # Packages of earlier versions name it for the GPU; language models get slower and less exact.
     factor = properties.pop("ACTIVATIONS_SCALE_FACTOR", None)
@@ -229,7 +237,8 @@ def compile_backend(
         properties["CACHE_DIR"] = str(cache_folder)
     prepared = Prepared(properties)
     if settings.max_prompt_tokens is None:  # the NPU plugin looks for the head and cuts it itself
-        prepared = prepare_decoder(model, settings.device, properties)
+        with blaming_the_model(MODEL_XML):
+            prepared = prepare_decoder(model, settings.device, properties)
     compiled = compile_model(model, settings.device, prepared.properties)
     return _make_backend(compiled, settings, prepared)
 

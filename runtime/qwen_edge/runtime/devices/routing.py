@@ -12,6 +12,7 @@ from pathlib import Path
 from qwen_edge.errors import PackageError
 from qwen_edge.profiles.choose import AUTO, Choice
 from qwen_edge.runtime.backends.failover import FailoverBackend
+from qwen_edge.runtime.backends.mapped_files import WEIGHT_FILES, MappedFiles
 from qwen_edge.runtime.backends.seats import Candidate, Loaded
 from qwen_edge.runtime.devices.opening import (
     Opened,
@@ -21,6 +22,7 @@ from qwen_edge.runtime.devices.opening import (
     open_format,
 )
 from qwen_edge.runtime.devices.trying import Refusal
+from qwen_edge.runtime.files.opening import inside
 from qwen_edge.runtime.manifest import (
     FORMAT_FILES,
     MANIFEST_NAME,
@@ -66,7 +68,8 @@ class PackageDevices:
         threads: CPU threads; None for the engine's choice.
 
     State:
-        Remembers refusals, and how the package's files were at the beginning.
+        Remembers refusals, and how the package's files were at the beginning; guards them until
+        `mapped` is closed.
     """
 
     def __init__(
@@ -82,6 +85,9 @@ class PackageDevices:
         self._formats = choose_formats(folder, manifest, backend=backend, device=device)
         self._files = [MANIFEST_NAME]
         self._files += [name for fmt in self._formats for name in FORMAT_FILES[fmt]]
+        self.mapped = MappedFiles(
+            inside(folder, name) for name in self._files if name in WEIGHT_FILES
+        )
         self._stamps = read_stamps(folder, self._files)
 
     @property
@@ -104,13 +110,14 @@ class PackageDevices:
         Raises:
             EdgeError: As `open_backend`.
         """
-        opened = open_backend(
-            self._folder,
-            self._manifest,
-            backend=self._backend,
-            device=self._device,
-            threads=self._threads,
-        )
+        with self.mapped.changing():
+            opened = open_backend(
+                self._folder,
+                self._manifest,
+                backend=self._backend,
+                device=self._device,
+                threads=self._threads,
+            )
         for refusal in opened.refusals:
             self._refusals[refusal.format, refusal.device] = refusal
         self._places = dict(self._list_places(opened))
@@ -140,9 +147,14 @@ class PackageDevices:
                 "load the model again.",
                 path=str(self._folder),
             )
-        backend, choice = open_format(
-            place.format, self._folder, self._manifest, device=place.device, threads=self._threads
-        )
+        with self.mapped.changing():
+            backend, choice = open_format(
+                place.format,
+                self._folder,
+                self._manifest,
+                device=place.device,
+                threads=self._threads,
+            )
         told = Choice(choice.value, f"{candidate.name}, {reason}")
         try:
             return Loaded(backend, self._bind(place.format, told))
@@ -188,6 +200,22 @@ def _known_name(opened: Opened) -> str:
     return str(settings.properties.get("provider", settings.device))
 
 
+class _GuardedBackend(FailoverBackend[Placement]):
+    """The devices of a package, whose files are guarded as long as it is open."""
+
+    def __init__(
+        self, devices: PackageDevices, first: Candidate, loaded: Loaded[Placement]
+    ) -> None:
+        super().__init__(devices, first, loaded)
+        self._mapped = devices.mapped
+
+    def close(self) -> None:
+        """Release all devices, then the files. Calling it twice is harmless."""
+        with self._mapped.changing():
+            super().close()
+        self._mapped.close()
+
+
 def open_devices(
     folder: Path,
     manifest: Manifest,
@@ -209,5 +237,9 @@ def open_devices(
         EdgeError: As `open_backend`.
     """
     devices = PackageDevices(folder, manifest, backend=backend, device=device, threads=threads)
-    first, loaded = devices.open_first()
-    return FailoverBackend(devices, first, loaded)
+    try:
+        first, loaded = devices.open_first()
+    except BaseException:
+        devices.mapped.close()
+        raise
+    return _GuardedBackend(devices, first, loaded)

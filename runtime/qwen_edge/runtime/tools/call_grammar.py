@@ -34,16 +34,13 @@ def compile_call_grammar(tools: Sequence[Tool], compiler: "GrammarCompiler") -> 
         return compiler.compile(OutputFormat.lark(write_call_grammar(tools)))
     except UsageError as exc:
         problem = exc
+    if len(tools) == 1:
+        raise _name_tool(tools[0], problem) from problem
     for tool in tools:
         try:
             compiler.compile(OutputFormat.lark(write_call_grammar([tool])))
         except UsageError as exc:
-            raise type(exc)(
-                f"The parameters of the tool {tool.name!r} cannot be kept to: {exc.problem}",
-                exc.fix,
-                tool=tool.name,
-                **exc.facts,
-            ) from exc
+            raise _name_tool(tool, exc) from exc
     raise problem  # each is fine, and all together are too much
 
 
@@ -62,3 +59,13 @@ def write_call_grammar(tools: Sequence[Tool]) -> str:
         rules.append(f"call_{index}: {json.dumps(tool.name + _MIDDLE)} arguments_{index}")
         rules.append(f"arguments_{index}: %json {json.dumps(tool.parameters)}")
     return "\n".join(rules)
+
+
+def _name_tool(tool: Tool, error: UsageError) -> UsageError:
+    """Return the error of a grammar with the name of the tool that it is about."""
+    return type(error)(
+        f"The parameters of the tool {tool.name!r} cannot be kept to: {error.problem}",
+        error.fix,
+        tool=tool.name,
+        **error.facts,
+    )
