@@ -26,6 +26,7 @@ def test_a_file_of_one_line_holds_a_key(tmp_path: Path, text: str) -> None:
     assert key.reveal() == KEY
 
 
+@pytest.mark.trust("T-SEC-05")
 @NEEDS_MODES
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660, 0o620, 0o601])
 def test_files_of_others_are_refused(tmp_path: Path, mode: int) -> None:
@@ -114,6 +115,7 @@ def test_the_key_opens(scheme: str) -> None:
     assert AccessKey(KEY).is_in(f"{scheme} {KEY}")
 
 
+@pytest.mark.trust("T-SEC-05")
 def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever was given, two digests of the same length go to the comparison made for it."""
     compared: list[tuple[int, int]] = []
@@ -129,6 +131,7 @@ def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> 
     assert compared == [(32, 32)] * 4
 
 
+@pytest.mark.trust("T-SEC-05")
 def test_a_key_shows_nowhere(tmp_path: Path) -> None:
     key = AccessKey(KEY)
     assert KEY not in repr(key) + str(key) + f"{key!r}{[key]}"

@@ -85,6 +85,7 @@ def test_ordinary_requests_are_answered_one_after_another(shared_server: Any, co
 # Hosts, origins and types, on the wire
 
 
+@pytest.mark.trust("T-SEC-02")
 @pytest.mark.parametrize(
     "host",
     [b"evil.example", b"evil.localhost.example", b"127.0.0.1.nip.io", b"0.0.0.0", b"evil\r\n x"],
@@ -106,6 +107,7 @@ def test_rebound_names_get_nothing(
     assert shared_server.app.seen == []
 
 
+@pytest.mark.trust("T-SEC-02")
 @pytest.mark.parametrize(
     "hosts",
     [b"", b"Host: localhost\r\nHost: localhost\r\n", b"Host: localhost\r\nhost: evil.example\r\n"],
@@ -118,6 +120,7 @@ def test_no_host_and_two(shared_server: Any, connect: Any, hosts: bytes) -> None
     assert shared_server.app.seen == []
 
 
+@pytest.mark.trust("T-SEC-03")
 @pytest.mark.parametrize("origin", [b"http://evil.example", b"null"])
 def test_foreign_pages_get_nothing(shared_server: Any, connect: Any, origin: bytes) -> None:
     shared_server.app.seen.clear()
@@ -137,6 +140,7 @@ def test_foreign_pages_get_nothing(shared_server: Any, connect: Any, origin: byt
     assert shared_server.app.seen == []
 
 
+@pytest.mark.trust("T-SEC-04")
 def test_bodies_that_need_no_preflight_are_refused(shared_server: Any, connect: Any) -> None:
     shared_server.app.seen.clear()
     for kind in (b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data"):
@@ -148,6 +152,7 @@ def test_bodies_that_need_no_preflight_are_refused(shared_server: Any, connect: 
 # Paths
 
 
+@pytest.mark.trust("T-SEC-01")
 @pytest.mark.parametrize(
     "path",
     [
@@ -248,6 +253,7 @@ def test_a_body_with_two_ends_does_not_smuggle(
     assert shared_server.app.seen == []
 
 
+@pytest.mark.trust("T-SRV-01")
 def test_a_length_that_is_too_short_starts_no_second_request(
     shared_server: Any, connect: Any
 ) -> None:
@@ -311,6 +317,7 @@ def test_headers_do_not_decide_who_a_client_is(shared_server: Any, connect: Any)
 # Too much
 
 
+@pytest.mark.trust("T-SRV-05")
 @pytest.mark.parametrize(
     ("attack", "status"),
     [
@@ -346,6 +353,7 @@ def flood(wire: Any, head: bytes, piece: bytes, num_bytes: int) -> int:
     return num_sent
 
 
+@pytest.mark.trust("T-SRV-01", "T-SRV-05")
 @pytest.mark.parametrize(
     ("head", "piece"),
     [
@@ -404,6 +412,7 @@ def test_large_bodies_leave_others_their_turn(
     assert max(sizes) <= 16_384
 
 
+@pytest.mark.trust("T-SRV-01")
 def test_a_body_that_is_too_large_is_told_so(start_server: Any, connect: Any) -> None:
     """Closing at once would make the client's system throw the answer away."""
     server = start_server(limits=ServerLimits(linger_s=20))
@@ -422,6 +431,7 @@ def test_the_largest_body_that_is_taken(shared_server: Any, connect: Any) -> Non
     assert connect(shared_server).send(post(body=body)).read().body == body
 
 
+@pytest.mark.trust("T-SRV-01")
 @pytest.mark.parametrize(
     ("body", "code"),
     [
@@ -447,6 +457,7 @@ def test_bombs_of_json_are_refused(
 # Too slow
 
 
+@pytest.mark.trust("T-SRV-06")
 def test_slow_connections_keep_nobody_waiting(shared_server: Any, connect: Any) -> None:
     """200 that send half a request, and a real one beside them."""
     for index in range(200):
@@ -457,6 +468,7 @@ def test_slow_connections_keep_nobody_waiting(shared_server: Any, connect: Any) 
         answers_soon(connect, shared_server)
 
 
+@pytest.mark.trust("T-SRV-06")
 def test_more_slow_connections_than_there_is_room_for(start_server: Any, connect: Any) -> None:
     """Those that wait longest make room, so a real request always gets in."""
     server = start_server(limits=ServerLimits(max_connections=24))
@@ -490,6 +502,7 @@ def drip(wire: Any, piece: bytes, until: Callable[[], bool]) -> None:
         return
 
 
+@pytest.mark.trust("T-SRV-06")
 @pytest.mark.parametrize(
     ("first", "piece", "status"),
     [
@@ -542,6 +555,7 @@ def test_a_long_answer_is_not_given_up(fast_server: Any, connect: Any, wait_for:
 # Clients that read nothing, and clients that leave
 
 
+@pytest.mark.trust("T-GEN-02")
 def test_a_client_that_reads_nothing_is_dropped(
     fast_server: Any, connect: Any, wait_for: Any
 ) -> None:
@@ -556,6 +570,7 @@ def test_a_client_that_reads_nothing_is_dropped(
     assert wire.is_closed(10)  # behind what the system still holds for it
 
 
+@pytest.mark.trust("T-GEN-02")
 def test_a_client_that_reads_slowly_is_not_dropped(start_server: Any, connect: Any) -> None:
     server = start_server(limits=replace(FAST, stall_s=0.7))
     wire = connect(server, receive_buffer=4_096)
@@ -581,6 +596,7 @@ def test_a_large_answer_that_is_fetched_slowly_is_not_dropped(
     assert server.num_connections == 1
 
 
+@pytest.mark.trust("T-GEN-02")
 @pytest.mark.parametrize("header", [b"", b"Connection: close\r\n"], ids=["kept", "closed"])
 def test_an_answer_that_is_not_fetched_is_dropped_too(
     start_server: Any, connect: Any, wait_for: Any, header: bytes
@@ -593,6 +609,7 @@ def test_an_answer_that_is_not_fetched_is_dropped_too(
     wait_for(lambda: server.num_connections == 0)
 
 
+@pytest.mark.trust("T-GEN-01")
 @pytest.mark.parametrize("is_reset", [False, True])
 @pytest.mark.parametrize("rest", [b"", b"\r\n", HEALTH * 3], ids=["", "line end", "requests"])
 def test_handlers_learn_that_the_client_left(
@@ -642,6 +659,7 @@ def test_bugs_tell_nothing_and_break_off_what_has_begun(
     assert len([r for r in caplog.records if r.levelname == "ERROR"]) == 2
 
 
+@pytest.mark.trust("T-SEC-05")
 def test_the_key_is_asked_for_and_shows_nowhere(
     start_server: Any, connect: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -132,6 +132,7 @@ def test_names_of_this_machine_are_answered(host: str) -> None:
     assert ask(headers={"host": host}).is_through
 
 
+@pytest.mark.trust("T-SEC-02")
 @pytest.mark.parametrize(
     "host",
     [
@@ -173,6 +174,7 @@ def test_other_names_are_refused_before_routing(host: str) -> None:
     refused(403, "host_not_allowed", path="/", headers={"host": host})
 
 
+@pytest.mark.trust("T-SEC-02")
 def test_two_host_headers_and_none() -> None:
     refused(400, "duplicate_header", headers=[("host", HOST), ("host", HOST)])
     refused(400, "duplicate_header", headers=[("host", HOST), ("host", "evil.example")])
@@ -205,6 +207,7 @@ def test_hosts_that_cannot_be_allowed(name: str) -> None:
 # Origin
 
 
+@pytest.mark.trust("T-SEC-03")
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "DELETE"])
 @pytest.mark.parametrize(
     "origin",
@@ -331,6 +334,7 @@ def test_preflights_of_allowed_origins_need_no_key() -> None:
     assert "access-control-allow-credentials" not in answer.names
 
 
+@pytest.mark.trust("T-SEC-03")
 def test_preflights_of_others_are_refused() -> None:
     for settings in (CORS, SETTINGS):
         answer = refused(
@@ -403,6 +407,7 @@ def test_the_page_and_health_need_none() -> None:
         refused(401, "invalid_api_key", "POST", path, JSON, settings=LOCKED)
 
 
+@pytest.mark.trust("T-SEC-05")
 @pytest.mark.parametrize("given", ["", "Bearer", "Bearer x", f"Basic {KEY}", f"Bearer {KEY}x", KEY])
 def test_wrong_keys_are_refused(given: str) -> None:
     answer = refused(401, "invalid_api_key", headers={"authorization": given}, settings=LOCKED)
@@ -422,6 +427,7 @@ def test_without_a_key_any_is_ignored() -> None:
 # Bodies
 
 
+@pytest.mark.trust("T-SEC-04")
 @pytest.mark.parametrize(
     "kind",
     [
@@ -676,6 +682,7 @@ def test_sending_to_nobody_raises_in_the_handler() -> None:
 # The log
 
 
+@pytest.mark.trust("T-SEC-08")
 def test_the_log_has_a_line_and_neither_key_nor_query_nor_body(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

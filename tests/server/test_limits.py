@@ -34,6 +34,7 @@ def test_seconds_may_be_whole_numbers() -> None:
     assert ServerLimits(head_s=3).head_s == 3
 
 
+@pytest.mark.trust("T-SEC-07")
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -51,6 +52,7 @@ def test_texts_from_outside_are_printed_in_one_line(text: str, expected: str) ->
     assert printable(text) == expected
 
 
+@pytest.mark.trust("T-SEC-07")
 def test_one_line_says_what_was_asked_and_how_it_went(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "qwen_edge.server.requests")
     log_request("POST\n" + "X" * 50, "/v1/\r\nx", status=200, seconds=1.2345, note="note")

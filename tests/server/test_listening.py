@@ -42,6 +42,7 @@ NEEDS_IPV6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no ::1"
 NEEDS_SIGNALS = pytest.mark.skipif(sys.platform == "win32", reason="signals are of POSIX")
 
 
+@pytest.mark.trust("T-SEC-06")
 def test_loopback_is_the_default() -> None:
     listener = open_port()
     assert listener.address == "127.0.0.1"
@@ -61,6 +62,7 @@ def test_names_are_resolved_to_ipv4_first() -> None:
     assert open_port(host="localhost").address == "127.0.0.1"
 
 
+@pytest.mark.trust("T-SEC-06")
 @pytest.mark.parametrize("host", ["0.0.0.0", pytest.param("::", marks=NEEDS_IPV6)])
 def test_other_machines_need_a_key(host: str) -> None:
     with pytest.raises(UsageError, match="Other machines reach") as caught:
@@ -93,6 +95,7 @@ def test_ports_that_are_none(port: int) -> None:
         listen(port=port, has_key=False)
 
 
+@pytest.mark.trust("T-SRV-11")
 def test_a_busy_port_is_named_with_a_way_out() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -105,6 +108,7 @@ def test_a_busy_port_is_named_with_a_way_out() -> None:
     assert caught.value.exit_code == 1
 
 
+@pytest.mark.trust("T-SRV-11")
 def test_two_servers_do_not_share_a_port() -> None:
     """Before `listen`, SO_REUSEADDR lets two sockets have the same port."""
     first = listen(port=0, has_key=False)
@@ -115,6 +119,7 @@ def test_two_servers_do_not_share_a_port() -> None:
         first.socket.close()
 
 
+@pytest.mark.trust("T-LOAD-05")
 def test_a_port_is_usable_again_at_once(start_server: Any, connect: Any) -> None:
     """The system keeps the port of closed connections for a minute."""
     server = start_server()
@@ -124,6 +129,7 @@ def test_a_port_is_usable_again_at_once(start_server: Any, connect: Any) -> None
     listen(port=server.port, has_key=False).socket.close()
 
 
+@pytest.mark.trust("T-SEC-06")
 def test_nothing_but_the_asked_address_is_bound(start_process: Any) -> None:
     process, port = start_process()
     bound = psutil.Process(process.pid).net_connections("inet")
@@ -195,6 +201,7 @@ def test_signals_end_the_process_with_0(
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.trust("T-LOAD-05")
 @NEEDS_SIGNALS
 def test_a_signal_under_load_ends_the_process_in_time(start_process: Any, connect: Any) -> None:
     """With answers that nobody can hurry, readers that read nothing, and half requests."""

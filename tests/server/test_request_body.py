@@ -59,6 +59,7 @@ def test_an_escaped_pair_is_a_character() -> None:
     assert parse_body(rb'{"a": "\ud83d\ude42"}', LIMITS) == {"a": "🙂"}
 
 
+@pytest.mark.trust("T-SRV-01")
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -108,6 +109,7 @@ def test_the_deepest_that_fits_and_one_more() -> None:
     assert refusal_of(b'{"a": ' + b"[" * 10 + b"]" * 10 + b"}", limits).code == "json_too_deep"
 
 
+@pytest.mark.trust("T-SRV-01")
 @pytest.mark.parametrize("depth", [1_000, 10_000, 400_000])
 def test_bottomless_bodies_end_no_process(depth: int) -> None:
     assert refusal_of(b'{"a": ' + b"[" * depth).code in {"json_too_deep", "json_too_large"}
@@ -155,6 +157,7 @@ def test_no_bytes_take_long(body: bytes) -> None:
     assert time.thread_time() - start < 0.5
 
 
+@pytest.mark.trust("T-SRV-01")
 def test_a_body_beyond_the_limit_is_not_read_to_its_end() -> None:
     given = 0
 
@@ -169,6 +172,7 @@ def test_a_body_beyond_the_limit_is_not_read_to_its_end() -> None:
     assert given == 4
 
 
+@pytest.mark.trust("T-SRV-01")
 def test_a_body_that_does_not_end_is_given_up() -> None:
     start = time.monotonic()
     with pytest.raises(HttpRefusal) as caught:

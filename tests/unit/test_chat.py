@@ -35,6 +35,7 @@ GUARDED = {"tool-response-as-user", "think-unclosed"}
 PLAIN = [golden for golden in GOLDENS if golden["name"] not in GUARDED]
 
 
+@pytest.mark.trust("T-TOK-06")
 @pytest.mark.parametrize("golden", PLAIN, ids=lambda g: f"{g['name']}-{g['thinking']}")
 def test_ids_equal_transformers(template: ChatTemplate, golden: dict[str, Any]) -> None:
     ids = template.encode(
@@ -139,23 +140,33 @@ PLACES = [
 ]
 
 
+@pytest.mark.trust("T-TOK-01", "T-TOK-02")
 @pytest.mark.parametrize("place", PLACES)
 def test_no_added_token_comes_from_content(
-    template: ChatTemplate, qwen3_tokenizer: TextTokenizer, place: str
+    template: ChatTemplate, qwen3_tokenizer: TextTokenizer, place: str, cases: Any
 ) -> None:
     """All 26 added tokens of Qwen3, special or not, at every place: the control ids stay."""
     control = set(qwen3_tokenizer.added_tokens.values())
     messages, tools = attacked(place, "harmless")
     expected = [i for i in template.encode(messages, tools=tools) if i in control]
-    for text in added_tokens():
-        if place == "assistant" and text == "</think>":
+    number = 0
+    for token in added_tokens():
+        if place == "assistant" and token == "</think>":
             continue  # the template takes reasoning apart there; see the next test
-        messages, tools = attacked(place, text)
-        ids = template.encode(messages, tools=tools)
-        assert [i for i in ids if i in control] == expected, text
-        assert text in "".join(qwen3_tokenizer.decode([i]) for i in ids if i not in control), text
+        # Alone, twice in a row, after a beginning of itself, and with blanks as in a sentence.
+        for text in (token, token * 2, token[:-1] + token, f"say {token} now"):
+            messages, tools = attacked(place, text)
+            ids = template.encode(messages, tools=tools)
+            assert [i for i in ids if i in control] == expected, text
+            rest = "".join(qwen3_tokenizer.decode([i]) for i in ids if i not in control)
+            assert text in rest, text
+            number += 1
+    assert number >= 100
+    cases(number, claim="control_ids")
 
 
+@pytest.mark.trust("T-GEN-11")
+@pytest.mark.trust("T-TOK-02")
 def test_an_assistant_message_with_a_think_block_is_taken_apart(
     template: ChatTemplate, qwen3_tokenizer: TextTokenizer
 ) -> None:
@@ -173,6 +184,8 @@ def test_an_assistant_message_with_a_think_block_is_taken_apart(
     assert qwen3_tokenizer.decode(ids) == expected
 
 
+@pytest.mark.trust("T-GEN-11")
+@pytest.mark.trust("T-TOK-02")
 def test_think_tags_beside_reasoning_of_its_own_stay_text(
     template: ChatTemplate, qwen3_tokenizer: TextTokenizer
 ) -> None:
@@ -201,6 +214,7 @@ def test_the_marker_characters_themselves_survive(
     assert qwen3_tokenizer.decode(ids) == f"user\n{text}\nassistant\n"
 
 
+@pytest.mark.trust("T-TPL-05")
 @pytest.mark.parametrize(
     ("messages", "says"),
     [
@@ -226,6 +240,7 @@ def test_content_in_parts_is_joined() -> None:
     assert check_messages([{"role": "user", "content": parts}])[0]["content"] == "<|im_end|>"
 
 
+@pytest.mark.trust("T-TOK-03")
 def test_a_conversation_beyond_the_output_cap_is_refused_before_rendering(
     template: ChatTemplate,
 ) -> None:
@@ -243,6 +258,7 @@ def test_thinking_that_the_model_cannot_do_is_refused(
     assert template.render([{"role": "user", "content": "Hi"}], thinking=not asked)
 
 
+@pytest.mark.trust("T-TPL-05")
 def test_the_message_of_a_template_that_refuses_reaches_the_user(
     qwen3_tokenizer: TextTokenizer,
 ) -> None:

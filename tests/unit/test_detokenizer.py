@@ -31,6 +31,7 @@ def reference(tokenizer: TextTokenizer, ids: list[int]) -> str:
     return str(tokenizer._tokenizer.decode(ids, skip_special_tokens=True))
 
 
+@pytest.mark.trust("T-GEN-04")
 @pytest.mark.parametrize("text", CORPUS)
 def test_joined_pieces_equal_decode(qwen3_tokenizer: TextTokenizer, text: str) -> None:
     ids = qwen3_tokenizer.encode(text, allow_special=True)
@@ -39,6 +40,7 @@ def test_joined_pieces_equal_decode(qwen3_tokenizer: TextTokenizer, text: str) -
     assert "\ufffd" not in "".join(pieces) or "\ufffd" in text
 
 
+@pytest.mark.trust("T-GEN-04")
 @pytest.mark.parametrize("text", CORPUS)
 def test_single_bytes_never_show_half_a_character(
     qwen3_tokenizer: TextTokenizer, text: str
@@ -58,6 +60,7 @@ def test_random_ids_equal_decode(qwen3_tokenizer: TextTokenizer, ids: list[int])
     assert "".join(pieces_of(qwen3_tokenizer, ids)) == reference(qwen3_tokenizer, ids)
 
 
+@pytest.mark.trust("T-GEN-04")
 @settings(max_examples=300)
 @given(data=st.binary(max_size=24))
 def test_random_bytes_equal_decode(qwen3_tokenizer: TextTokenizer, data: bytes) -> None:
@@ -68,6 +71,7 @@ def test_random_bytes_equal_decode(qwen3_tokenizer: TextTokenizer, data: bytes) 
     assert "".join(pieces) == reference(qwen3_tokenizer, ids)
 
 
+@pytest.mark.trust("T-GEN-05")
 def test_an_unfinished_character_at_the_end_is_one_replacement_character() -> None:
     detokenizer = Detokenizer(lambda token_id: "👋".encode()[token_id : token_id + 1])
     assert [detokenizer.push(i) for i in range(3)] == ["", "", ""]

@@ -75,6 +75,7 @@ def probe(module: str, folder: Path) -> dict[str, list[str] | float]:
     return result
 
 
+@pytest.mark.trust("T-EMB-03")
 @pytest.mark.parametrize("module", ["qwen_edge.runtime", "qwen_edge.errors"])
 def test_a_fresh_import_does_nothing_but_import(module: str, tmp_path: Path) -> None:
     runs = [probe(module, tmp_path) for _ in range(3)]
@@ -86,12 +87,14 @@ def test_a_fresh_import_does_nothing_but_import(module: str, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.trust("T-EMB-03")
 def test_a_model_brings_numpy_tokenizers_and_jinja_and_no_engine(tmp_path: Path) -> None:
     """The session and the sampler run without OpenVINO, and so do the examples."""
     modules = probe("qwen_edge.runtime.fake_model", tmp_path)["modules"]
     assert HEAVY & set(modules) == {"jinja2", "numpy"}  # type: ignore[arg-type]
 
 
+@pytest.mark.trust("T-EMB-03")
 @pytest.mark.parametrize(
     "module", ["loading", "devices.opening", "devices.openvino_opening", "devices.onnx_opening"]
 )

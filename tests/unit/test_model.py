@@ -47,6 +47,7 @@ def test_raw_generation_ends_with_the_stop_id() -> None:
     assert list(model.generate([*prompt, 97])) == tokens[1:]
 
 
+@pytest.mark.trust("T-TOK-05")
 @pytest.mark.parametrize(
     ("prompt_ids", "says"), [([], "empty"), ([1, 9999], r"prompt_ids\[1\] is 9,999"), ([-1], "-1")]
 )
@@ -60,6 +61,7 @@ def test_raw_generation_checks_the_context() -> None:
         Model.fake(["x"]).generate([1] * 4096)
 
 
+@pytest.mark.trust("T-EMB-09")
 def test_a_closed_model_refuses_and_closing_twice_is_harmless() -> None:
     with Model.fake(["x"]) as model:
         chat = model.session()
@@ -70,6 +72,7 @@ def test_a_closed_model_refuses_and_closing_twice_is_harmless() -> None:
             call()
 
 
+@pytest.mark.trust("T-EMB-09")
 def test_closing_during_an_answer_ends_it_and_then_releases_the_backend() -> None:
     model = Model.fake(["abcdef"])
     stream = model.session().stream("Hi")

@@ -506,11 +506,13 @@ class TestFiles:
         assert "is a folder, expected a file" in self.refusal(copied)
 
     @pytest.mark.skipif(sys.platform == "win32", reason="needs a privilege on Windows")
+    @pytest.mark.trust("T-IN-11")
     def test_symlink(self, copied: Path, demo: Path, name: str) -> None:
         (copied / name).unlink()
         (copied / name).symlink_to(demo / name)
         assert "is a symbolic link" in self.refusal(copied)
 
+    @pytest.mark.trust("T-IN-12")
     def test_hard_link(self, copied: Path, name: str) -> None:
         os.link(copied / name, copied.parent / "outside")
         with pytest.raises(PackageError, match="is a hard link: the same bytes have 2") as caught:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from qwen_edge.errors import PackageError
+from qwen_edge.runtime.files.opening import open_inside
 from qwen_edge.runtime.manifest import MANIFEST_NAME, FileFacts, Manifest
 from qwen_edge.runtime.package import (
     check_report,
     check_sizes,
     hash_file,
-    open_inside,
     package_hash,
     read_manifest,
     verify_package,
@@ -79,6 +79,7 @@ def rename(path: Path) -> None:
 DAMAGES: list[Callable[[Path], None]] = [flip, cut, empty, grow, swap, rename, Path.unlink]
 
 
+@pytest.mark.trust("T-PKG-02")
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_every_damage_to_every_file_is_named_with_both_hashes(
     package: Path, damage: Callable[[Path], None]
@@ -119,6 +120,7 @@ def test_size_problem_names_both_sizes(package: Path) -> None:
         check_sizes(package, read_manifest(package))
 
 
+@pytest.mark.trust("T-PKG-03")
 @pytest.mark.parametrize("name", ["openvino_extension.so", "x.py", ".env", "sub"])
 def test_extra_file_is_refused(package: Path, name: str) -> None:
     if name == "sub":
@@ -140,6 +142,7 @@ def test_what_file_managers_and_git_leave_is_passed_over(package: Path) -> None:
     check_sizes(package, read_manifest(package))
 
 
+@pytest.mark.trust("T-PKG-02")
 def test_symlink_is_refused_even_to_the_right_bytes(package: Path) -> None:
     target = package.parent / "elsewhere"
     (package / "LICENSE").rename(target)
@@ -186,6 +189,7 @@ def test_open_inside_returns_the_path(package: Path) -> None:
     assert open_inside(package, "LICENSE") == package / "LICENSE"
 
 
+@pytest.mark.trust("T-PKG-01")
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
@@ -208,6 +212,7 @@ def test_folder_that_is_no_package_says_what_it_is(
     assert "qwen-edge export" in caught.value.fix
 
 
+@pytest.mark.trust("T-PKG-01")
 def test_missing_folder_and_file_in_its_place(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match="There is no folder"):
         read_manifest(tmp_path / "none")

@@ -29,6 +29,7 @@ def split():  # type: ignore[no-untyped-def]
     return run
 
 
+@pytest.mark.trust("T-GEN-11")
 @pytest.mark.parametrize(
     ("text", "reasoning", "answer"),
     [
@@ -58,6 +59,7 @@ def test_a_model_without_thinking_shows_everything(split) -> None:  # type: igno
     assert split("\n<think>\nx</think>", thinks=False) == ("", "\n<think>\nx</think>")
 
 
+@pytest.mark.trust("T-GEN-11")
 @given(parts=st.lists(st.sampled_from(["<think>", "</think>", "\n", "a", "ö", " "]), max_size=12))
 def test_nothing_but_layout_is_lost(split, parts: list[str]) -> None:  # type: ignore[no-untyped-def]
     text = "".join(parts)
@@ -69,6 +71,7 @@ def test_nothing_but_layout_is_lost(split, parts: list[str]) -> None:  # type: i
     assert reasoning == reasoning.strip("\n")
 
 
+@pytest.mark.trust("T-GEN-11")
 def test_an_unfinished_character_ends_with_its_part() -> None:
     splitter = ReasoningSplitter(lambda i: b"" if i < 2 else "ö".encode()[i - 2 : i - 1], 0, 1)
     pieces = [piece for i in (0, 2, 1, 2, 3) for piece in splitter.push(i)]

@@ -89,6 +89,7 @@ def test_thinking_off_reaches_the_template_and_changes_the_defaults() -> None:
     assert ids[-1] == model.tokenizer.added_tokens["<|im_end|>"]
 
 
+@pytest.mark.trust("T-GEN-03")
 def test_closing_the_stream_keeps_what_was_shown() -> None:
     chat = Model.fake(["abcdefgh", "Next"]).session()
     stream = chat.stream("Hi")
@@ -132,6 +133,7 @@ def test_breaking_out_at_the_done_event_keeps_the_turn_once() -> None:
     assert [message["role"] for message in chat.messages] == ["user", "assistant"]
 
 
+@pytest.mark.trust("T-GEN-03")
 def test_cancelling_from_another_thread_ends_with_a_done_event() -> None:
     chat = Model.fake(["a" * 500]).session()
     events = []
@@ -191,11 +193,13 @@ def test_the_limit_of_new_tokens() -> None:
     assert (answer.finish_reason, answer.timings.decode_tokens) == ("length", 1)
 
 
+@pytest.mark.trust("T-GEN-05")
 def test_ending_inside_a_character_shows_one_replacement_character() -> None:
     answer = Model.fake(["a👋"]).session().ask("Hi", max_new_tokens=3)
     assert (answer.text, answer.finish_reason) == ("a\ufffd", "length")
 
 
+@pytest.mark.trust("T-GEN-08")
 @pytest.mark.parametrize("extra", [0, 1, 5000])
 def test_a_prompt_beyond_the_context_is_refused_before_prefill(extra: int) -> None:
     model = Model.fake(["x"], max_context_tokens=100)
@@ -206,6 +210,7 @@ def test_a_prompt_beyond_the_context_is_refused_before_prefill(extra: int) -> No
     assert model.backend.cached_tokens == 0
 
 
+@pytest.mark.trust("T-GEN-08")
 def test_a_prompt_that_just_fits_gets_one_token() -> None:
     model = Model.fake(["xyz"], max_context_tokens=100)
     layout = len(model.chat_template.encode([{"role": "user", "content": ""}]))
@@ -213,6 +218,7 @@ def test_a_prompt_that_just_fits_gets_one_token() -> None:
     assert (answer.text, answer.finish_reason) == ("x", "length")
 
 
+@pytest.mark.trust("T-GEN-07")
 def test_the_end_of_the_context_ends_the_answer_before_the_limit_does() -> None:
     model = Model.fake(["x" * 500], max_context_tokens=100)
     answer = model.session().ask("Hi", max_new_tokens=400)
@@ -226,6 +232,7 @@ def test_a_huge_prompt_is_refused_without_encoding_it() -> None:
         model.session().stream("word " * 500_000)
 
 
+@pytest.mark.trust("T-GEN-08")
 @pytest.mark.parametrize("text", ["x" * 10_000_000, "word " * 2_000_000, "👋" * 2_500_000])
 def test_ten_megabytes_are_refused_within_a_second(
     qwen3_tokenizer: TextTokenizer, text: str
@@ -320,6 +327,7 @@ def test_a_device_error_leaves_the_conversation_and_the_next_turn_works() -> Non
     assert chat.ask("Hi").text == fresh.ask("Hi").text
 
 
+@pytest.mark.trust("T-GEN-09")
 def test_logits_that_are_no_numbers_end_in_an_error() -> None:
     backend = FakeBackend([97], vocab_size=300)
     forward = backend.forward
@@ -330,6 +338,7 @@ def test_logits_that_are_no_numbers_end_in_an_error() -> None:
     assert chat.messages == ()
 
 
+@pytest.mark.trust("T-GEN-10")
 def test_the_same_seed_gives_the_same_answer() -> None:
     flat = SamplingParams(temperature=50.0, top_k=0, top_p=1.0, seed=4)
     texts = [

@@ -34,6 +34,7 @@ texts = st.text(ALPHABET, max_size=30)
 stop_lists = st.lists(st.text(ALPHABET, min_size=1, max_size=5), max_size=5)
 
 
+@pytest.mark.trust("T-GEN-06")
 @given(stops=stop_lists, pieces=st.lists(texts, max_size=10))
 def test_the_result_does_not_depend_on_the_pieces(stops: list[str], pieces: list[str]) -> None:
     assert run(stops, pieces) == expected(stops, "".join(pieces))
@@ -51,6 +52,7 @@ def test_nothing_is_shown_that_may_still_become_a_stop_string(stops: list[str], 
             assert held == "" or any(stop.startswith(held) for stop in stops)
 
 
+@pytest.mark.trust("T-GEN-06")
 @pytest.mark.parametrize(
     ("stops", "pieces", "shown"),
     [
@@ -73,11 +75,13 @@ def test_text_after_the_match_is_never_shown() -> None:
     assert (matcher.push("c"), matcher.finish(), matcher.matched) == ("", "", "x")
 
 
+@pytest.mark.trust("T-GEN-06")
 def test_an_empty_stop_string_is_refused_with_its_place() -> None:
     with pytest.raises(UsageError, match="Stop string 2 is ''"):
         StopMatcher(["a", ""])
 
 
+@pytest.mark.trust("T-GEN-06")
 def test_a_hundred_stop_strings_stay_linear() -> None:
     """Time for twice the text is about twice, not four times."""
     stops = [f"{'a' * 50}{index}" for index in range(100)]

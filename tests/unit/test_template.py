@@ -55,6 +55,7 @@ ESCAPES = [
 ]
 
 
+@pytest.mark.trust("T-TPL-01", "T-TPL-02")
 @pytest.mark.parametrize("source", ESCAPES)
 def test_the_sandbox_holds(source: str) -> None:
     with pytest.raises(PackageError):
@@ -74,6 +75,7 @@ ENDLESS = {
 }
 
 
+@pytest.mark.trust("T-TPL-03")
 @pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS.keys())
 def test_endless_templates_are_stopped_in_time(source: str) -> None:
     start_s = time.thread_time()
@@ -121,6 +123,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.trust("T-TPL-03")
 @pytest.mark.parametrize("source", BOMBS.values(), ids=BOMBS.keys())
 def test_growing_templates_are_stopped_before_they_are_large(
     source: str, monkeypatch: pytest.MonkeyPatch
@@ -142,12 +145,14 @@ MISSING = ["{{ 'a'.center(10**9) }}", "{{ 'a'.zfill(9) }}", "{{ (1).to_bytes(10*
 UNKNOWN = ["{{ 'a'|center(9) }}", "{{ 1|filesizeformat }}", "{{ 1.5|round(10**9, 'ceil') }}"]
 
 
+@pytest.mark.trust("T-TPL-02")
 @pytest.mark.parametrize("source", [*MISSING, *UNKNOWN, "{{ lipsum(n=10**6) }}"])
 def test_what_no_chat_template_needs_is_not_there(source: str) -> None:
     with pytest.raises(PackageError):
         render(source)
 
 
+@pytest.mark.trust("T-TPL-05")
 @pytest.mark.parametrize(
     "source",
     [
@@ -169,11 +174,13 @@ def test_broken_templates_end_in_an_error_that_says_what_to_do(source: str) -> N
     assert "chat template" in caught.value.fix
 
 
+@pytest.mark.trust("T-TPL-05")
 def test_a_template_refuses_with_its_own_words() -> None:
     with pytest.raises(UsageError, match="'Only user and assistant'"):
         render("{{ raise_exception('Only user and assistant') }}")
 
 
+@pytest.mark.trust("T-TPL-03")
 def test_others_go_on_while_one_template_runs_wild() -> None:
     """The limits belong to one rendering, and the loop gives way to other threads."""
     template = Template("{{ messages[0].content }}")
@@ -219,6 +226,7 @@ def test_what_chat_templates_use_works(source: str, expected: str) -> None:
     assert render(source) == expected
 
 
+@pytest.mark.trust("T-TPL-02")
 @pytest.mark.parametrize(("version", "is_safe"), [("3.1.5", False), ("3.1.6", True), ("4.0", True)])
 def test_a_jinja_with_known_holes_is_refused(version: str, is_safe: bool) -> None:
     if is_safe:

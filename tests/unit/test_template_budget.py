@@ -11,6 +11,7 @@ from qwen_edge.runtime.template_budget import (
 )
 
 
+@pytest.mark.trust("T-TPL-03")
 def test_time_ends_at_the_limit() -> None:
     now_s = 100.0
     budget = Budget(lambda: now_s)

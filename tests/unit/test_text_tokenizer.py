@@ -1,6 +1,7 @@
 """Ids from text: equal to the library's, and control ids only where they are allowed."""
 
 import json
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from qwen_edge.runtime.text_tokenizer import TextTokenizer
 TEXT = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("  \n\ta'<|>")))
 
 
+@pytest.mark.trust("T-TOK-06")
 @settings(max_examples=200)
 @given(text=TEXT)
 def test_ordinary_encoding_equals_the_library(qwen3_tokenizer: TextTokenizer, text: str) -> None:
@@ -26,6 +28,29 @@ def test_ordinary_encoding_equals_the_library(qwen3_tokenizer: TextTokenizer, te
     assert qwen3_tokenizer._encode_ordinary(text) == expected
 
 
+@pytest.mark.trust("T-TOK-06")
+def test_ten_thousand_strings_have_the_library_s_ids(
+    qwen3_tokenizer: TextTokenizer, cases: Any
+) -> None:
+    """Words, numbers, scripts, emoji and pure noise, put together at random."""
+    generator = random.Random(6)
+    scripts = [range(32, 127), range(0xC0, 0x250), range(0x400, 0x500), range(0x5D0, 0x5EB)]
+    scripts += [range(0x4E00, 0x9FA0), range(0xAC00, 0xD7A0), range(0x1F300, 0x1FAF0)]
+    scripts += [range(0x300, 0x370), range(0x200B, 0x2010), range(32), range(1, 0xD800)]
+    pieces = [" the", "1234567", "\n\n", "don't", "\u200d", "    ", "def f(x):", "ä", "Straße"]
+    compare = qwen3_tokenizer._tokenizer.encode
+    for _ in range(10_000):
+        letters = generator.choice(scripts)
+        text = "".join(
+            generator.choice(pieces) if generator.random() < 0.3 else chr(generator.choice(letters))
+            for _ in range(generator.randrange(1, 24))
+        )
+        ids = qwen3_tokenizer.encode(text)
+        assert ids == compare(text, add_special_tokens=False).ids, text
+    cases(10_000)
+
+
+@pytest.mark.trust("T-TOK-01", "T-TOK-02")
 def test_added_tokens_in_text_stay_text(qwen3_tokenizer: TextTokenizer) -> None:
     """All 26: same ids as their letters, round trip, no control id."""
     control = set(qwen3_tokenizer.added_tokens.values())
@@ -39,6 +64,7 @@ def test_added_tokens_in_text_stay_text(qwen3_tokenizer: TextTokenizer) -> None:
         ]
 
 
+@pytest.mark.trust("T-TOK-01")
 @given(text=st.text("<|im_start>\n think/", max_size=40))
 def test_pieces_of_control_strings_never_become_control_ids(
     qwen3_tokenizer: TextTokenizer, text: str
@@ -48,6 +74,7 @@ def test_pieces_of_control_strings_never_become_control_ids(
     assert qwen3_tokenizer.decode(ids) == text
 
 
+@pytest.mark.trust("T-TOK-01")
 def test_a_token_that_matches_only_in_normal_form_is_found() -> None:
     """Fine-tunes add tokens with `normalized: true`; a decomposed spelling must not slip by."""
     from tokenizers import AddedToken, normalizers
@@ -75,6 +102,7 @@ def test_a_vocabulary_that_spells_a_control_token_is_refused() -> None:
         tokenizer.encode("<>")
 
 
+@pytest.mark.trust("T-TOK-03")
 @pytest.mark.parametrize("text", ["half \ud83d", "\udc80"])
 def test_a_lone_surrogate_is_refused_with_its_place(
     qwen3_tokenizer: TextTokenizer, text: str
@@ -83,11 +111,13 @@ def test_a_lone_surrogate_is_refused_with_its_place(
         qwen3_tokenizer.encode(text)
 
 
+@pytest.mark.trust("T-TOK-03")
 @pytest.mark.parametrize("text", ["", "\x00", "\ufeffx", "\u202eabc", "a" * 10_000])
 def test_odd_texts_make_the_round_trip(qwen3_tokenizer: TextTokenizer, text: str) -> None:
     assert qwen3_tokenizer.decode(qwen3_tokenizer.encode(text)) == text
 
 
+@pytest.mark.trust("T-TOK-05")
 def test_ids_without_a_token_have_no_text(qwen3_tokenizer: TextTokenizer) -> None:
     """Qwen3 has 151,936 outputs and 151,669 tokens: the rest must not crash anything."""
     hello = qwen3_tokenizer.encode("Hello")
@@ -99,6 +129,7 @@ def test_the_lower_bound_is_one_and_fast(qwen3_tokenizer: TextTokenizer) -> None
     assert 0 < qwen3_tokenizer.count_at_least(text) <= len(qwen3_tokenizer.encode(text))
 
 
+@pytest.mark.trust("T-TOK-03")
 @pytest.mark.parametrize("word", ["a", "👋", "<think>"])
 def test_encoding_stays_linear(qwen3_tokenizer: TextTokenizer, word: str) -> None:
     def seconds(num_words: int) -> float:
@@ -119,6 +150,7 @@ def test_truncation_and_padding_of_the_file_are_ignored(tmp_path: Path) -> None:
     assert len(TextTokenizer.load(tmp_path / "tokenizer.json").encode("abcdefgh")) == 8
 
 
+@pytest.mark.trust("T-TOK-04")
 def test_a_catastrophic_pattern_ends_in_an_error_not_a_panic(tmp_path: Path) -> None:
     """The Rust library panics with a class outside `Exception`; programs must see ours."""
     path = tmp_path / "tokenizer.json"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from qwen_edge.errors import PackageError
 from qwen_edge.runtime.manifest import Manifest
-from qwen_edge.runtime.package import hash_file, read_manifest, write_manifest
+from qwen_edge.runtime.package import check_sizes, hash_file, read_manifest, write_manifest
 from qwen_edge.runtime.verified import check_verified
 
 SAMPLE = Manifest.from_bytes((Path(__file__).parents[1] / "data" / "manifest.json").read_bytes())
@@ -44,6 +45,7 @@ def was_hashed(folder: Path, cache_dir: Path | None) -> bool:
     return check_verified(folder, read_manifest(folder), cache_dir=cache_dir)
 
 
+@pytest.mark.trust("T-PKG-04")
 def test_second_load_does_not_hash(package: Path, cache_dir: Path) -> None:
     assert was_hashed(package, cache_dir)
     assert not was_hashed(package, cache_dir)
@@ -57,6 +59,7 @@ def test_changed_time_means_hashing_again(package: Path, cache_dir: Path) -> Non
     assert not was_hashed(package, cache_dir)
 
 
+@pytest.mark.trust("T-PKG-04")
 def test_copy_with_kept_times_at_the_same_path_is_hashed(package: Path, cache_dir: Path) -> None:
     """Found in review: size and time were all that was remembered, and a copy keeps both."""
     was_hashed(package, cache_dir)
@@ -109,6 +112,7 @@ def test_files_written_just_now_are_not_remembered(package: Path, cache_dir: Pat
     assert not cache_dir.exists()
 
 
+@pytest.mark.trust("T-PKG-12")
 def test_cache_folder_that_is_a_file_only_costs_time(
     package: Path, cache_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -118,6 +122,7 @@ def test_cache_folder_that_is_a_file_only_costs_time(
     assert "cannot be remembered" in caplog.text
 
 
+@pytest.mark.trust("T-PKG-04")
 @pytest.mark.parametrize(
     "text", [b"", b"{}", b"[]", b"\xff", b"null", b"{" * 9_999], ids=lambda text: repr(text[:4])
 )
@@ -135,3 +140,23 @@ def test_file_missing_at_load_is_named(package: Path, cache_dir: Path) -> None:
     (package / "LICENSE").unlink()
     with pytest.raises(PackageError, match="'LICENSE' is missing"):
         check_verified(package, manifest, cache_dir=cache_dir)
+
+
+@pytest.mark.trust("T-PKG-04")
+def test_the_quick_check_is_quick_and_the_full_one_tells_its_time(
+    demo_package: Path, tmp_path: Path, cache_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What every load but the first costs, however large the files are: a look at each."""
+    folder = Path(shutil.copytree(demo_package, tmp_path / "demo"))
+    make_old(folder)
+    manifest = read_manifest(folder)
+    with caplog.at_level("INFO"):
+        assert was_hashed(folder, cache_dir)
+    assert re.search(r"Checked \d+ files of .* in \d+\.\d s", caplog.text)
+    times_s = []
+    for _ in range(5):
+        started_s = time.perf_counter()
+        assert not check_verified(folder, manifest, cache_dir=cache_dir)
+        check_sizes(folder, manifest)
+        times_s.append(time.perf_counter() - started_s)
+    assert min(times_s) < 0.05

@@ -28,7 +28,7 @@ from qwen_edge.server.refusals import (
 )
 from qwen_edge.server.request_body import parse_body, read_body
 from qwen_edge.server.settings import ServerSettings
-from qwen_edge.server.starting import Starting
+from qwen_edge.server.starting import Starting, refuse_while_stopping
 
 _LOGGER = logging.getLogger(__name__)
 _JSON_HEADERS = [(b"content-type", b"application/json")]
@@ -79,8 +79,10 @@ class AnswerEndpoint:
         except ClientLeftError:
             self._metrics.count_request("client left")
         except (EdgeError, HttpRefusal) as error:
-            self._metrics.count_request(str(to_refusal(error).status))
-            await reply.refuse(error)
+            # A model that is closed under a request gives errors that are no fault of it.
+            refusal = refuse_while_stopping() if self._starting.is_stopping else to_refusal(error)
+            self._metrics.count_request(str(refusal.status))
+            await reply.refuse(refusal)
         except Exception as error:
             _LOGGER.exception("A request met a bug")
             self._metrics.count_request("500")
@@ -95,7 +97,7 @@ class AnswerEndpoint:
         with self._admission.enter(job.num_answers):
             async with (
                 Answering(receive, self._settings.request_timeout_s) as answering,
-                self._registry.use(entry) as model,
+                self._registry.use(entry, answering.wait_for) as model,
             ):
                 await answering.open(lambda tell: job.open(model, tell))
                 writer = job.make_writer(model, entry.name)

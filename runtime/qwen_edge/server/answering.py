@@ -7,7 +7,8 @@ answer.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from typing import TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive
@@ -18,6 +19,7 @@ from qwen_edge.runtime.events import Event
 from qwen_edge.server.refusals import ClientLeftError
 from qwen_edge.server.request_body import wait_until_client_leaves
 
+Result = TypeVar("Result")
 OpenFeeds = Callable[[Callable[[], None]], Sequence[AnswerFeed]]
 """Hands in the requests; called in a thread, with what is to be called when there is news."""
 
@@ -57,6 +59,23 @@ class Answering:
         if self._watch is not None:
             self._watch.cancel()
 
+    async def wait_for(self, work: Coroutine[object, object, Result]) -> Result:
+        """Return the result of work that others may want too: it goes on when nobody waits here.
+
+        Raises:
+            ClientLeftError: The client closed the connection meanwhile.
+            ResourceError: The limit of time is over.
+            Exception: What the work raised.
+        """
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._end_work)
+        while True:
+            self._news.clear()
+            if task.done():
+                return task.result()
+            self._check_wanted()
+            await self._news.wait()
+
     async def open(self, open_feeds: OpenFeeds) -> Sequence[AnswerFeed]:
         """Hand in the requests; templates and grammars are made in a thread.
 
@@ -76,16 +95,16 @@ class Answering:
         """
         while True:
             self._news.clear()
+            self._check_wanted()  # also of what was told while the requests were handed in
             for index, feed in enumerate(self._feeds):
                 events = feed.read()
+                if events:  # what was said before an error is shown
+                    yield index, _refuse_cancelled(events)
                 if feed.error is not None:
                     raise feed.error
-                if events:
-                    yield index, _refuse_cancelled(events)
             if all(feed.is_finished for feed in self._feeds):
                 return
             await self._news.wait()
-            self._check_wanted()
 
     def _check_wanted(self) -> None:
         if self._is_client_gone:
@@ -103,6 +122,11 @@ class Answering:
             self._loop.call_soon_threadsafe(self._news.set)
         except RuntimeError:
             return  # the loop is closed: nobody waits
+
+    def _end_work(self, task: "asyncio.Task[Result]") -> None:
+        if not task.cancelled():
+            task.exception()  # else asyncio complains where nobody waits for it any more
+        self._news.set()
 
     def _be_late(self) -> None:
         self._is_late = True

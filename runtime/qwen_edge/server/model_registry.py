@@ -7,7 +7,7 @@ who wait for it; a model that answers somebody is never unloaded.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from qwen_edge.server.refusals import HttpRefusal
 _LOGGER = logging.getLogger(__name__)
 State = Literal["unloaded", "loading", "loaded"]
 LoadPackage = Callable[[Path], BatchModel]
+WaitFor = Callable[[Coroutine[object, object, BatchModel]], Awaitable[BatchModel]]
 _SWEEP_S = 1.0
 
 
@@ -117,8 +118,12 @@ class ModelRegistry:
         return self.models[name]
 
     @asynccontextmanager
-    async def use(self, entry: ServedModel) -> AsyncIterator[BatchModel]:
+    async def use(self, entry: ServedModel, wait_for: WaitFor) -> AsyncIterator[BatchModel]:
         """Hold a model for the time of an answer; it is loaded where it is not yet.
+
+        Args:
+            entry: Which.
+            wait_for: Waits for the loading, as long as the answer is wanted.
 
         Raises:
             QueueFullError: Another model answers, and both may not be in memory.
@@ -126,7 +131,7 @@ class ModelRegistry:
         """
         entry.num_users += 1
         try:
-            yield await self.load(entry)
+            yield entry.model or await wait_for(self.load(entry))
         finally:
             entry.num_users -= 1
             entry.last_used_s = time.monotonic()

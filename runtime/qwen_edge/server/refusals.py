@@ -102,7 +102,7 @@ def to_refusal(error: BaseException) -> HttpRefusal:
             error.fix,
             code="context_length_exceeded",
             kind="exceed_context_size_error",
-            param="messages",
+            param=_param_of(error) or "messages",
         )
     if isinstance(error, ResourceError):
         code = "queue_full" if isinstance(error, QueueFullError) else "out_of_resources"

@@ -26,9 +26,7 @@ class Starting:
             HttpRefusal: 503, while the model is loaded or after that failed.
         """
         if self.is_stopping:
-            raise HttpRefusal(
-                503, "The server is stopping.", "ask again when it runs", code="stopping"
-            )
+            raise refuse_while_stopping()
         if self.failure is not None:
             raise HttpRefusal(
                 503,
@@ -54,6 +52,11 @@ class Starting:
         if self.is_loading:
             return 503, {"status": "loading"}
         return 200, {"status": "ok"}
+
+
+def refuse_while_stopping() -> HttpRefusal:
+    """Return the refusal of whatever was not answered before the server stopped."""
+    return HttpRefusal(503, "The server is stopping.", "ask again when it runs", code="stopping")
 
 
 def _problem(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -37,15 +38,19 @@ Wait = Callable[..., None]
 Start = Callable[..., Any]
 
 
+@pytest.mark.trust("T-GEN-01")
+@pytest.mark.parametrize("is_reset", [False, True], ids=["closed", "reset"])
 @pytest.mark.parametrize("is_stream", [True, False], ids=["stream", "whole"])
 def test_a_client_that_leaves_frees_its_place(
-    start_scripted: Start, wait_for: Wait, is_stream: bool
+    start_scripted: Start, wait_for: Wait, is_stream: bool, is_reset: bool
 ) -> None:
     server = start_scripted([LONG], pace_s=0.005)
     connection = send_and_keep(server.port, stream=is_stream)
     wait_for(lambda: server.num_running == 1, within_s=10)
     if is_stream:
         connection.recv(64)
+    if is_reset:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     started_s = time.monotonic()
     connection.close()
     wait_for(lambda: server.num_running == 0 and server.num_wanted == 0)
@@ -53,6 +58,7 @@ def test_a_client_that_leaves_frees_its_place(
     assert "client left" in str(server.server.metrics.write())
 
 
+@pytest.mark.trust("T-GEN-01")
 def test_a_client_that_leaves_during_its_prompt_frees_its_place(
     start_scripted: Start, wait_for: Wait
 ) -> None:
@@ -68,6 +74,7 @@ def test_a_client_that_leaves_during_its_prompt_frees_its_place(
     assert ask(server.url, max_tokens=3).status_code == 200
 
 
+@pytest.mark.trust("T-GEN-01")
 def test_a_client_that_leaves_the_line_is_never_answered(
     start_scripted: Start, wait_for: Wait
 ) -> None:
@@ -83,6 +90,33 @@ def test_a_client_that_leaves_the_line_is_never_answered(
     wait_for(lambda: server.num_wanted == 0)
     assert ask(server.url, max_tokens=1).status_code == 200
     assert server.models[0].statistics().prompt_tokens == 2 * prompts
+
+
+@pytest.mark.trust("T-GEN-01")
+def test_a_client_that_leaves_while_its_request_is_handed_in_frees_its_place(
+    start_scripted: Start, wait_for: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody had looked whether it was still there, until its turn came."""
+    server = start_scripted([LONG], parallel=1, pace_s=0.005)
+    first = send_and_keep(server.port)
+    wait_for(lambda: server.num_running == 1, within_s=10)
+    [model] = server.models
+    open_answer, may_open, opened = model.open_answer, threading.Event(), threading.Event()
+
+    def wait_and_open(*args: Any, **options: Any) -> Any:
+        opened.set()
+        may_open.wait(10)
+        return open_answer(*args, **options)
+
+    monkeypatch.setattr(model, "open_answer", wait_and_open)
+    second = send_and_keep(server.port)
+    assert opened.wait(10)
+    second.close()
+    time.sleep(0.1)
+    may_open.set()
+    wait_for(lambda: server.num_wanted == 1, within_s=3)
+    assert server.num_running == 1
+    first.close()
 
 
 def test_exactly_the_excess_is_refused_and_at_once(start_scripted: Start, wait_for: Wait) -> None:
@@ -117,6 +151,7 @@ def test_several_answers_take_several_places(start_scripted: Start) -> None:
     assert server.num_wanted == 0
 
 
+@pytest.mark.trust("T-SRV-12")
 def test_while_the_model_is_loaded_it_is_said(start_scripted: Start, wait_for: Wait) -> None:
     server = start_scripted(holds_load=True)
     health = httpx.get(f"{server.url}/health")
@@ -132,6 +167,7 @@ def test_while_the_model_is_loaded_it_is_said(start_scripted: Start, wait_for: W
     assert ask(server.url).status_code == 200
 
 
+@pytest.mark.trust("T-SRV-12")
 def test_a_model_that_cannot_be_loaded_is_told_of(start_scripted: Start, wait_for: Wait) -> None:
     server = start_scripted(load_error=DeviceError("The device is gone.", "plug it in."))
     wait_for(lambda: not server.server.starting.is_loading)
@@ -155,6 +191,7 @@ def test_an_answer_that_takes_too_long_is_ended(start_scripted: Start, wait_for:
     wait_for(lambda: server.num_running == 0 and server.num_wanted == 0)
 
 
+@pytest.mark.trust("T-SRV-12")
 def test_a_step_that_fails_ends_its_answers_and_no_others(
     start_scripted: Start, wait_for: Wait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,7 +220,7 @@ def test_a_server_that_stops_ends_what_it_answers(start_scripted: Start, wait_fo
         server.stop()
         assert time.monotonic() - started_s < 5
         assert "The server is stopping" in streamed.result().text
-        assert whole.result().status_code >= 500
+        assert whole.result().status_code == 503
 
 
 def test_answers_never_cross(start_scripted: Start) -> None:
@@ -205,3 +242,39 @@ def test_answers_never_cross(start_scripted: Start) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(ask_own, range(64)))
     assert sorted(seen) == list(range(64))
+
+
+@pytest.mark.trust("T-GEN-01")
+def test_a_client_that_leaves_while_a_model_is_loaded_frees_its_place(
+    start_scripted: Start, wait_for: Wait
+) -> None:
+    server = start_scripted(names=("one", "two"), loads_first=False, holds_load=True)
+    connection = send_and_keep(server.port, model="one")
+    wait_for(lambda: server.loads == ["one"] and server.num_wanted == 1)
+    started_s = time.monotonic()
+    connection.close()
+    wait_for(lambda: server.num_wanted == 0)
+    assert time.monotonic() - started_s < 0.5
+    server.may_load.set()  # whoever comes next finds the model
+    assert ask(server.url, model="one").status_code == 200
+    assert server.loads == ["one"]
+
+
+@pytest.mark.trust("T-SRV-12")
+def test_a_model_that_is_closed_under_a_request_is_no_fault_of_it(
+    start_scripted: Start, wait_for: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server stops between the check of a request and its prompt."""
+    server = start_scripted(["Yes."])
+    wait_for(lambda: bool(server.models), within_s=10)
+    [model] = server.models
+    open_answer = model.open_answer
+
+    def stop_and_open(*args: Any, **options: Any) -> Any:
+        server.server.starting.is_stopping = True
+        model.close()
+        return open_answer(*args, **options)
+
+    monkeypatch.setattr(model, "open_answer", stop_and_open)
+    reply = ask(server.url)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "stopping")

@@ -35,6 +35,7 @@ def use(request: Any) -> object:
     return request.prompts(), request.options()
 
 
+@pytest.mark.trust("T-SRV-02")
 @pytest.mark.parametrize(("kind", "field"), FIELDS)
 @pytest.mark.parametrize(
     "wrong", [{"x": 1}, [[[]]], 1.5, "x\ud800", -(10**30)], ids=lambda v: type(v).__name__
@@ -52,6 +53,7 @@ def test_a_field_of_another_kind_is_refused_by_its_name(
         assert error.fix
 
 
+@pytest.mark.trust("T-SRV-02")
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_an_unknown_field_is_refused_before_all_else(kind: type[RequestFields]) -> None:
     with pytest.raises(UsageError, match=r"'temperatur' is not supported\. Did you mean") as caught:
@@ -101,6 +103,7 @@ def test_thinking_has_several_names(
     assert options.get("thinking_budget") == budget
 
 
+@pytest.mark.trust("T-SRV-03")
 @pytest.mark.parametrize(
     "given",
     [

@@ -63,6 +63,7 @@ def test_models_are_listed_and_found(client: openai.OpenAI, model: str) -> None:
     assert caught.value.code == "model_not_found"
 
 
+@pytest.mark.trust("T-SRV-13")
 def test_an_answer_with_its_thoughts_and_counts(client: openai.OpenAI, model: str) -> None:
     answer = client.chat.completions.create(model=model, messages=CAPITAL, temperature=0)
     message = answer.choices[0].message
@@ -101,6 +102,7 @@ def test_thinking_is_switched_off_by_any_of_its_names(
     assert answer.usage.completion_tokens_details.reasoning_tokens == 0
 
 
+@pytest.mark.trust("T-SRV-13", "T-GEN-10")
 def test_a_stream_joined_is_the_whole_answer(client: openai.OpenAI, model: str) -> None:
     whole = client.chat.completions.create(model=model, messages=CAPITAL, temperature=0)
     stream = client.chat.completions.create(
@@ -122,6 +124,7 @@ def test_a_stream_joined_is_the_whole_answer(client: openai.OpenAI, model: str) 
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+@pytest.mark.trust("T-GEN-10")
 def test_several_answers_with_a_seed_are_the_same_again(client: openai.OpenAI, model: str) -> None:
     def ask(seed: int, **options: Any) -> list[str]:
         answer = client.chat.completions.create(
@@ -197,6 +200,7 @@ def test_a_bias_changes_what_comes(client: openai.OpenAI, model: str) -> None:
     assert answer.choices[0].message.content != plain.choices[0].message.content
 
 
+@pytest.mark.trust("T-SRV-13")
 def test_a_tool_is_called_and_its_result_answered(client: openai.OpenAI, model: str) -> None:
     first = client.chat.completions.create(
         model=model, messages=WEATHER, tools=[TOOL], temperature=0
@@ -243,6 +247,7 @@ def test_tools_may_be_forbidden(client: openai.OpenAI, model: str) -> None:
     assert answer.choices[0].message.tool_calls is None
 
 
+@pytest.mark.trust("T-SRV-13")
 def test_schemas_are_kept_to(client: openai.OpenAI, model: str) -> None:
     parsed = client.chat.completions.parse(
         model=model,
@@ -260,6 +265,7 @@ def test_schemas_are_kept_to(client: openai.OpenAI, model: str) -> None:
     assert isinstance(json.loads(free.choices[0].message.content), dict)
 
 
+@pytest.mark.trust("T-SRV-13")
 def test_texts_are_gone_on_with(client: openai.OpenAI, model: str) -> None:
     answer = client.completions.create(
         model=model, prompt=["Hello", "Bye"], n=2, max_tokens=3, temperature=0, logprobs=1
@@ -273,6 +279,7 @@ def test_texts_are_gone_on_with(client: openai.OpenAI, model: str) -> None:
     assert joined == answer.choices[0].text
 
 
+@pytest.mark.trust("T-SRV-13")
 def test_a_response_and_the_next_one(client: openai.OpenAI, model: str) -> None:
     first = client.responses.create(
         model=model,
@@ -296,6 +303,7 @@ def test_a_response_and_the_next_one(client: openai.OpenAI, model: str) -> None:
         client.responses.retrieve(unstored.id)
 
 
+@pytest.mark.trust("T-SRV-13")
 def test_a_streamed_response_joined_is_the_response(client: openai.OpenAI, model: str) -> None:
     with client.responses.stream(
         model=model, input="What is the capital of France?", temperature=0
@@ -344,6 +352,7 @@ def test_a_response_keeps_to_a_schema_and_to_a_limit(client: openai.OpenAI, mode
     assert (short.status, short.incomplete_details.reason) == ("incomplete", "max_output_tokens")
 
 
+@pytest.mark.trust("T-SRV-13")
 @pytest.mark.parametrize(
     ("call", "param"),
     [
@@ -364,7 +373,7 @@ def test_a_response_keeps_to_a_schema_and_to_a_limit(client: openai.OpenAI, mode
                     }
                 ],
             ),
-            None,
+            "messages",
         ),
         (
             lambda c, m: c.chat.completions.create(model=m, messages=CAPITAL, temperature=-1),
@@ -394,6 +403,7 @@ def test_what_is_wrong_is_named(
     assert body["fix"]
 
 
+@pytest.mark.trust("T-GEN-08")
 def test_a_conversation_that_does_not_fit_has_a_code_of_its_own(
     client: openai.OpenAI, model: str
 ) -> None:

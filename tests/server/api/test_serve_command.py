@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from qwen_edge.cli.main import run
@@ -32,6 +33,7 @@ def read_ready(path: Path, process: "subprocess.Popen[bytes]") -> dict[str, Any]
     return found
 
 
+@pytest.mark.trust("T-SEC-05")
 def test_a_parent_finds_it_and_its_end_is_the_servers(
     start_serve: Serve, demo_package: Path, tmp_path: Path
 ) -> None:
@@ -49,6 +51,11 @@ def test_a_parent_finds_it_and_its_end_is_the_servers(
     assert httpx.get(f"{url}/health").status_code == 200
     headers = {"Authorization": f"Bearer {key}"}
     assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 200
+    for path in ("/", "/health", "/docs", "/openapi.json", "/v1/models", "/nothing"):
+        for given in ({}, headers, {"Authorization": f"Bearer {key}x"}):
+            shown = httpx.get(url + path, headers=given)
+            assert key not in shown.text + str(shown.headers), path
+    assert key not in " ".join(psutil.Process(process.pid).cmdline())
     parent.kill()
     parent.communicate()
     output, notices = process.communicate(timeout=15)
@@ -70,6 +77,7 @@ def test_it_ends_with_standard_input(start_serve: Serve, demo_package: Path) -> 
     assert process.wait(timeout=15) == 0
 
 
+@pytest.mark.trust("T-LOAD-05")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_order_also_while_it_answers(
     start_serve: Serve, demo_package: Path, number: int
@@ -93,6 +101,32 @@ def test_a_signal_ends_it_in_order_also_while_it_answers(
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind(("127.0.0.1", facts["port"]))
+
+
+@pytest.mark.trust("T-LOAD-05")
+def test_after_a_kill_it_starts_again_at_the_same_place(
+    start_serve: Serve, demo_package: Path, tmp_path: Path
+) -> None:
+    """Killed in the midst of answers: the port and the ready file are in nobody's way."""
+    ready = tmp_path / "ready.json"
+    body = {"messages": [{"role": "user", "content": "Hi"}], "stream": True, "n": 4}
+    port = 0
+    for _ in range(2):
+        process = start_serve(demo_package, "--port", port, "--ready-file", ready, "--quiet")
+        deadline = time.monotonic() + 60
+        while not ready.is_file() or json.loads(ready.read_bytes())["pid"] != process.pid:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        facts = json.loads(ready.read_bytes())
+        assert port in (0, facts["port"])
+        port = facts["port"]
+        url = f"{facts['url']}/v1/chat/completions"
+        with httpx.stream("POST", url, json=body, timeout=20) as response:
+            assert response.status_code == 200
+            process.kill()
+            process.wait(timeout=15)
+        assert ready.is_file()
 
 
 def test_a_package_that_cannot_be_loaded_ends_it_with_the_error(
@@ -136,6 +170,7 @@ def test_wrong_options_are_refused_before_anything_is_loaded(
     assert "Fix:" in told
 
 
+@pytest.mark.trust("T-SRV-11")
 def test_a_taken_port_is_named(demo_package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

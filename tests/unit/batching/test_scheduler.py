@@ -28,6 +28,7 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(8, 64, length).tolist()
 
 
+@pytest.mark.trust("T-GEN-10")
 def test_answers_are_those_of_each_alone(make_any_bench: Make, alone: Alone) -> None:
     bench = make_any_bench()
     prompts = [prompt_of(length, length) for length in (1, 3, 4, 5, 8, 30)]
@@ -221,6 +222,7 @@ def test_closing_the_iterator_cancels(make_any_bench: Make) -> None:
     bench.check_nothing_leaked()
 
 
+@pytest.mark.trust("T-GEN-09")
 def test_no_numbers_end_one_request_only(make_bench: Make, alone: Alone) -> None:
     def script(token_ids: Sequence[int]) -> int | None:
         return None if token_ids[0] == 1 and len(token_ids) == 5 else 9

@@ -79,6 +79,7 @@ def test_schemas_in_a_grammar_get_the_same_layout(compiler: GrammarCompiler) -> 
     assert constraint.count_valid(list(b'{"a" : "x", "b": 1}')) == 4
 
 
+@pytest.mark.trust("T-SRV-10")
 def test_the_cache_is_bounded_in_number_and_bytes(
     byte_tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +117,7 @@ def test_answers_in_several_threads_do_not_mix(compiler: GrammarCompiler) -> Non
     assert valid == dict.fromkeys(range(8), 20)
 
 
+@pytest.mark.trust("T-SRV-08")
 def test_waiting_for_a_compilation_has_an_end(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 CHILD = """
 import threading
@@ -98,6 +100,7 @@ thread.join()
 """
 
 
+@pytest.mark.trust("T-SRV-08", "T-SRV-09")
 def test_no_attack_ends_or_hangs_the_process() -> None:
     """A chain of 1,600 references ended it by a stack overflow, which nothing can catch."""
     roots = os.pathsep.join(str(ROOT / top) for top in ("export", "runtime", "profiles"))

@@ -29,6 +29,7 @@ def test_every_part_counts_as_often_as_it_must_come(pattern: str, length: int) -
     assert measure_pattern(pattern, where="x") == length
 
 
+@pytest.mark.trust("T-SRV-08")
 @pytest.mark.parametrize(
     ("pattern", "what"),
     [

@@ -21,6 +21,7 @@ def containing_itself() -> dict[str, object]:
     return schema
 
 
+@pytest.mark.trust("T-SRV-09")
 @pytest.mark.parametrize(
     ("schema", "what"),
     [
@@ -38,6 +39,7 @@ def test_size_and_depth_are_bounded_when_a_schema_is_read(schema: object, what: 
         read_schema(schema)  # type: ignore[arg-type]
 
 
+@pytest.mark.trust("T-SRV-09")
 @pytest.mark.parametrize(
     ("schema", "what"),
     [

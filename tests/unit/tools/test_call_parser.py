@@ -113,6 +113,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.trust("T-GEN-12")
 @pytest.mark.parametrize("body", BROKEN, ids=range(len(BROKEN)))
 @pytest.mark.parametrize("end", [C, "", O], ids=["closed", "unclosed", "reopened"])
 def test_what_is_no_call_is_text(parse: Parse, body: str, end: str) -> None:
@@ -180,6 +181,7 @@ def join_text(pieces: Iterable[str]) -> Iterator[str]:
         yield held
 
 
+@pytest.mark.trust("T-GEN-12")
 @given(pieces=PIECES)
 def test_nothing_is_lost_however_the_text_is_cut(parse: Parse, pieces: list[str]) -> None:
     found = parse(pieces)
@@ -224,6 +226,7 @@ def streams() -> dict[str, Callable[[int], Iterable[str]]]:
     }
 
 
+@pytest.mark.trust("T-GEN-12")
 @pytest.mark.parametrize("make", streams().values(), ids=streams().keys())
 def test_the_time_grows_with_the_length(make: Callable[[int], Iterable[str]]) -> None:
     def measure(num_chars: int) -> float:

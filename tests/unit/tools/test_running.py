@@ -64,6 +64,7 @@ def endless() -> object:
     return found
 
 
+@pytest.mark.trust("T-GEN-03")
 @pytest.mark.parametrize(
     ("function", "words"),
     [
@@ -125,6 +126,7 @@ def test_a_tool_without_a_function_is_refused_before_any_runs() -> None:
     check_runnable(tools[:1])
 
 
+@pytest.mark.trust("T-GEN-03")
 def test_an_interrupt_is_no_result() -> None:
     def f() -> None:
         raise KeyboardInterrupt

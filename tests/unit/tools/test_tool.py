@@ -52,6 +52,7 @@ def test_a_tool_without_parameters_takes_none() -> None:
     assert Tool.from_schema({"name": "f"}).parameters == {"type": "object", "properties": {}}
 
 
+@pytest.mark.trust("T-SRV-07")
 @pytest.mark.parametrize(
     ("tool", "words"),
     [

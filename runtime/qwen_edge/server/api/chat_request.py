@@ -47,8 +47,8 @@ class ChatRequest(SamplingFields, UnusedFields):
     messages: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_MESSAGES)
     stream: bool | None = Field(None, description="send the answer as it is made")
     stream_options: StreamOptions | None = None
-    max_completion_tokens: int | None = Field(None, description="reasoning included")
-    max_tokens: int | None = Field(None, description="older name of max_completion_tokens")
+    max_completion_tokens: int | None = Field(None, ge=1, description="reasoning included")
+    max_tokens: int | None = Field(None, ge=1, description="older name of max_completion_tokens")
     n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="answers to be made")
     stop: str | list[str] | None = Field(None, description="texts that end the answer")
     logprobs: bool | None = None

@@ -25,7 +25,7 @@ class CompletionRequest(SamplingFields, UnusedFields):
     prompt: str | list[str] | list[int] | list[list[int]] = Field(
         description="a text, token ids, or up to 8 of either"
     )
-    max_tokens: int | None = Field(None, description=f"{DEFAULT_MAX_TOKENS} unless given")
+    max_tokens: int | None = Field(None, ge=1, description=f"{DEFAULT_MAX_TOKENS} unless given")
     n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="answers to each prompt")
     best_of: Literal[1] | None = Field(None, description="without effect")
     echo: Literal[False] | None = Field(None, description="not supported")

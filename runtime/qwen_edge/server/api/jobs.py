@@ -10,6 +10,12 @@ from qwen_edge.server.api.chat_request import ChatRequest
 from qwen_edge.server.api.completion_answer import CompletionAnswer
 from qwen_edge.server.api.completion_request import CompletionRequest
 from qwen_edge.server.api.event_stream import AnswerWriter, Json
+from qwen_edge.server.api.field_names import (
+    CHAT_FIELDS,
+    COMPLETION_FIELDS,
+    RESPONSES_FIELDS,
+    naming_fields,
+)
 from qwen_edge.server.api.fields import read_request
 from qwen_edge.server.api.responses_answer import ResponsesAnswer
 from qwen_edge.server.api.responses_request import ResponsesRequest
@@ -45,14 +51,17 @@ def read_chat_job(body: object) -> Job:
         EdgeError: The request is not one.
     """
     request = read_request(ChatRequest, body)
-    messages, options = request.conversation(), request.options()
+    has_output = request.response_format is not None
+    with naming_fields(CHAT_FIELDS, has_output=has_output):
+        messages, options = request.conversation(), request.options()
     count, includes_usage = request.n or 1, request.includes_usage()
 
     def open_feeds(model: BatchModel, tell: Tell) -> list[AnswerFeed]:
-        return _open_all(
-            count,
-            lambda i: model.open_answer(messages, on_change=tell, answer_index=i, **options),
-        )
+        with naming_fields(CHAT_FIELDS, has_output=has_output):
+            return _open_all(
+                count,
+                lambda i: model.open_answer(messages, on_change=tell, answer_index=i, **options),
+            )
 
     def make_writer(model: BatchModel, name: str) -> AnswerWriter:
         token_bytes = model.tokenizer.token_bytes if request.logprobs else None
@@ -73,12 +82,13 @@ def read_completion_job(body: object) -> Job:
     includes_usage = stream_options is not None and stream_options.include_usage
 
     def open_feeds(model: BatchModel, tell: Tell) -> list[AnswerFeed]:
-        return _open_all(
-            len(prompts) * each,
-            lambda i: model.open_completion(
-                prompts[i // each], on_change=tell, answer_index=i % each, **options
-            ),
-        )
+        with naming_fields(COMPLETION_FIELDS):
+            return _open_all(
+                len(prompts) * each,
+                lambda i: model.open_completion(
+                    prompts[i // each], on_change=tell, answer_index=i % each, **options
+                ),
+            )
 
     def make_writer(model: BatchModel, name: str) -> AnswerWriter:
         token_bytes = model.tokenizer.token_bytes if request.logprobs is not None else None
@@ -102,7 +112,9 @@ def read_responses_job(body: object, store: ResponseStore) -> Job:
         HttpRefusal: The response to go on from is not stored.
     """
     request = read_request(ResponsesRequest, body)
-    options, messages = request.options(), request.new_messages()
+    has_output = request.text is not None and request.text.format is not None
+    with naming_fields(RESPONSES_FIELDS, has_output=has_output):
+        options, messages = request.options(), request.new_messages()
     if request.previous_response_id is not None:
         earlier = store.find(request.previous_response_id, "previous_response_id").messages
         messages = [*map(dict, earlier), *messages]
@@ -111,7 +123,8 @@ def read_responses_job(body: object, store: ResponseStore) -> Job:
         conversation = [{"role": "system", "content": request.instructions}, *messages]
 
     def open_feeds(model: BatchModel, tell: Tell) -> list[AnswerFeed]:
-        return [model.open_answer(conversation, on_change=tell, **options)]
+        with naming_fields(RESPONSES_FIELDS, has_output=has_output):
+            return [model.open_answer(conversation, on_change=tell, **options)]
 
     def keep(response_id: str, response: Json, message: Mapping[str, object]) -> None:
         if request.store is not False:

@@ -24,16 +24,20 @@ _READS: Mapping[str, str] = {
     "/v1/responses/{id}": "A response that is still stored",
 }
 _ERRORS = {
-    "400": "A field is unknown, unsupported or out of range; the error names it",
+    "400": "A field is unknown, unsupported or out of range, and the error names it; or the path "
+    "or a header is none",
     "401": "The bearer key is missing or another one",
     "403": "The request comes from another site, or names another host",
     "404": "There is no such model or path",
     "408": "The request did not come in time",
     "413": "The body is too large",
+    "414": "The path is too long",
     "415": "The body is not application/json",
+    "431": "The headers are too long",
     "500": "The engine, or the server, met an error",
     "503": "The model is being loaded, or too many answers are wanted; see Retry-After",
 }
+_READ_ERRORS = ("400", "401", "403", "404", "414", "431")
 _ERROR_SCHEMA = {
     "type": "object",
     "required": ["error"],
@@ -51,6 +55,14 @@ _ERROR_SCHEMA = {
         }
     },
 }
+_STATE_SCHEMA = {
+    "type": "object",
+    "required": ["status"],
+    "properties": {
+        "status": {"enum": ["loading", "failed", "stopping"]},
+        "error": {"type": "string", "description": "why it could not be loaded"},
+    },
+}
 
 
 def make_openapi(*, has_metrics: bool = False) -> dict[str, Any]:
@@ -63,6 +75,8 @@ def make_openapi(*, has_metrics: bool = False) -> dict[str, Any]:
     _, found = models_json_schema(kinds, ref_template=_REF)  # type: ignore[arg-type]
     schemas = {**found.get("$defs", {}), "Error": _ERROR_SCHEMA}
     paths: dict[str, Any] = {path: {"get": _describe_read(path, _READS[path])} for path in _READS}
+    stored = "/v1/responses/{id}"
+    paths[stored]["delete"] = _describe_delete(stored, "Forget a stored response")
     if has_metrics:
         paths["/metrics"] = {"get": _describe_read("/metrics", "Figures for Prometheus")}
     for path, (kind, summary) in _BODIES.items():
@@ -88,14 +102,32 @@ def _describe_read(path: str, summary: str) -> dict[str, Any]:
         "summary": summary,
         "responses": {
             "200": {"description": "Done", "content": {content_type: {}}},
-            **_describe_errors("401", "403", "503" if path == "/health" else "404"),
+            **_describe_errors(*_READ_ERRORS),
         },
     }
+    if path == "/health":
+        content = {"application/json": {"schema": _STATE_SCHEMA}}
+        description["responses"]["503"] = {"description": "It cannot", "content": content}
     if "{" in path:
-        in_path = path.partition("{")[2].rstrip("}")
-        name = {"name": in_path, "in": "path", "required": True, "schema": {"type": "string"}}
-        description["parameters"] = [name]
+        description["parameters"] = [_describe_name(path)]
     return description
+
+
+def _describe_name(path: str) -> dict[str, Any]:
+    """Return the description of the name in a path."""
+    in_path = path.partition("{")[2].rstrip("}")
+    return {"name": in_path, "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _describe_delete(path: str, summary: str) -> dict[str, Any]:
+    return {
+        "summary": summary,
+        "parameters": [_describe_name(path)],
+        "responses": {
+            "200": {"description": "Done", "content": {"application/json": {}}},
+            **_describe_errors(*_READ_ERRORS),
+        },
+    }
 
 
 def _describe_post(kind: type[BaseModel], summary: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class ResponsesRequest(SamplingFields, UnusedFields):
     input: str | list[dict[str, Any]] = Field(description="a text, or items")
     instructions: str | None = Field(None, description="put before all else as system message")
     previous_response_id: str | None = Field(None, description="a stored response to go on from")
-    max_output_tokens: int | None = Field(None, description="reasoning included")
+    max_output_tokens: int | None = Field(None, ge=1, description="reasoning included")
     stream: bool | None = Field(None, description="send the answer as it is made")
     stream_options: ResponsesStreamOptions | None = None
     tools: list[dict[str, Any]] | None = Field(None, description="functions")
