@@ -185,6 +185,7 @@ def test_nothing_prints_but_the_output_module(path: Path) -> None:
         assert not names & forbidden
 
 
+@pytest.mark.trust("T-TPL-06")
 @pytest.mark.parametrize("path", our_files() + script_files(), ids=name_of)
 def test_nothing_runs_code_from_data(path: Path) -> None:
     tree = tree_of(path)

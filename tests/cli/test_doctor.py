@@ -369,6 +369,7 @@ def test_an_onnx_runtime_older_than_tested_is_a_note(
     assert (line in findings(cli)) is is_old
 
 
+@pytest.mark.trust("T-DEV-07")
 def test_no_avx2_is_a_problem(cli: Any, machine: Any) -> None:
     machine(isa_features=(), architecture="x86_64")
     [found] = problems(cli)

@@ -117,6 +117,7 @@ def test_a_real_answer_and_figures(program: Any, demo_package: Path, tmp_path: P
     assert b"prompt tokens computed" in done.stderr
 
 
+@pytest.mark.trust("T-GEN-10")
 def test_the_same_seed_gives_the_same_answer(program: Any, demo_package: Path) -> None:
     flat = ("--temperature", "100", "--top-k", "0", "--top-p", "1")  # any token may come
     options = ("--no-think", "--max-new-tokens", "12", "--quiet", *flat, "--seed")
@@ -135,6 +136,7 @@ def test_json_tells_the_device(program: Any, demo_package: Path) -> None:
     assert data["new_tokens"] <= 4
 
 
+@pytest.mark.trust("T-DEV-01")
 @pytest.mark.parametrize("device", ["NPU", "gpu"])
 def test_an_absent_device_is_never_replaced(
     cli: Any, demo_package: Path, monkeypatch: pytest.MonkeyPatch, device: str
@@ -197,6 +199,7 @@ def test_a_full_disk_is_said(program_environment: dict[str, str]) -> None:
     assert len(done.stderr.splitlines()) == 2
 
 
+@pytest.mark.trust("T-EMB-07")
 @pytest.mark.parametrize("stream", ["<&-", ">&-", "2>&-"])
 @ON_POSIX
 def test_closed_streams_do_not_crash(
@@ -237,6 +240,7 @@ def test_old_consoles_show_what_they_can(
     assert done.stdout.strip() == expected[encoding]
 
 
+@pytest.mark.trust("T-EMB-07")
 @pytest.mark.parametrize(
     "arguments",
     [

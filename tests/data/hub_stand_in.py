@@ -83,6 +83,7 @@ class HubStandIn:
         self.files = files
         self.repo_id = repo_id
         self.commit = COMMIT
+        self.earlier: set[str] = set()  # commits whose files can still be had, with today's content
         self.tags = {"v1": COMMIT}
         self.card: dict[str, object] = {"license": "apache-2.0"}
         self.gated: bool | str = False
@@ -201,7 +202,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(401, "RepoNotFound")
         elif path.startswith(f"/api/models/{hub.repo_id}/revision/"):
             self._send_listing(path.rsplit("/revision/", 1)[1])
-        elif path.startswith(f"/{hub.repo_id}/resolve/{hub.commit}/"):
+        elif path.startswith(
+            tuple(f"/{hub.repo_id}/resolve/{commit}/" for commit in (hub.commit, *hub.earlier))
+        ):
             self._send_or_redirect(path.rsplit("/", 1)[1], fault)
         else:
             self._refuse(404, "RepoNotFound")

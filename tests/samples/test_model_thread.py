@@ -297,6 +297,7 @@ def test_an_answer_that_the_device_breaks_is_told_of(
     assert models.state == "ready"
 
 
+@pytest.mark.trust("T-EMB-08")
 def test_checking_is_shown_and_given_up_for_another_package(
     start: Callable[..., Any], wait_until: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -371,6 +372,7 @@ def test_close_while_answering_releases_the_model_soon(
         model.session()
 
 
+@pytest.mark.trust("T-EMB-08")
 def test_close_while_checking_gives_up(
     start: Callable[..., Any], wait_until: Callable[..., None]
 ) -> None:
@@ -386,6 +388,7 @@ def test_close_while_checking_gives_up(
     assert models.wait(120)
 
 
+@pytest.mark.trust("T-EMB-08")
 def test_close_does_not_wait_for_an_engine_that_compiles(start: Callable[..., Any]) -> None:
     """Nothing interrupts it; the model that comes of it is released at once."""
     has_begun, may_go_on = threading.Event(), threading.Event()

@@ -100,6 +100,7 @@ def test_the_installed_engine_has_what_is_looked_for() -> None:
         assert part in chosen
 
 
+@pytest.mark.trust("T-EMB-04")
 def test_pyinstaller_finds_the_hooks_by_itself() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     module, _, function = project["entry-points"]["pyinstaller40"]["hook-dirs"].partition(":")
@@ -108,6 +109,7 @@ def test_pyinstaller_finds_the_hooks_by_itself() -> None:
     assert [path.name for path in folder.glob("hook-*")] == ["hook-qwen_edge.runtime.py"]
 
 
+@pytest.mark.trust("T-EMB-04")
 def test_a_finished_program_answers_elsewhere(tmp_path: Path, demo_package: Path) -> None:
     """Ten lines, built, moved, and run without Python, home or anything of this environment."""
     pytest.importorskip("PyInstaller")

@@ -160,6 +160,7 @@ def wait_until_gone(pid: int, url: str) -> float:
     return time.monotonic() - start_s
 
 
+@pytest.mark.trust("T-EMB-11")
 def test_a_question_is_answered_and_nothing_is_left(
     run: Callable[..., Node], server: list[str], tmp_path: Path
 ) -> None:
@@ -189,6 +190,7 @@ def test_a_conversation_goes_on_at_one_server(
     wait_until_gone(read_server(places[0])[1], read_server(places[0])[0])
 
 
+@pytest.mark.trust("T-EMB-05")
 @ON_POSIX
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "stdin", "SIGINT"])
 def test_the_server_ends_with_the_app(
@@ -328,6 +330,7 @@ def test_a_crash_in_the_middle_of_an_answer_is_told_of_and_mended(
     assert node.finish() == 0
 
 
+@pytest.mark.trust("T-EMB-06")
 def test_a_second_start_uses_the_server_that_runs(
     run: Callable[..., Node], server: list[str], tmp_path: Path
 ) -> None:
@@ -348,6 +351,7 @@ def test_a_second_start_uses_the_server_that_runs(
     wait_until_gone(pid, url)
 
 
+@pytest.mark.trust("T-EMB-06")
 def test_when_the_first_start_ends_the_second_gets_its_own_server(
     run: Callable[..., Node], stand_in: list[str], tmp_path: Path
 ) -> None:
@@ -366,6 +370,7 @@ def test_when_the_first_start_ends_the_second_gets_its_own_server(
     assert second.finish() == 0
 
 
+@pytest.mark.trust("T-EMB-06")
 def test_two_apps_have_a_server_each(
     run: Callable[..., Node], stand_in: list[str], tmp_path: Path
 ) -> None:
@@ -380,6 +385,7 @@ def test_two_apps_have_a_server_each(
     assert [node.finish() for node in nodes] == [0, 0]
 
 
+@pytest.mark.trust("T-EMB-06")
 def test_many_starts_at_once_share_one_server(
     run: Callable[..., Node], stand_in: list[str], tmp_path: Path
 ) -> None:
@@ -447,6 +453,7 @@ def test_the_lock_and_the_key_are_for_this_user_only(
     assert node.finish() == 0
 
 
+@pytest.mark.trust("T-EMB-07")
 def test_the_server_s_environment_is_clean(
     run: Callable[..., Node], stand_in: list[str], tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def can_isolate() -> bool:
 
 
 pytestmark = [
+    pytest.mark.trust("T-SUP-06", "T-SUP-07"),
     pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's"),
     pytest.mark.skipif(not can_isolate(), reason="this account may make no network namespace"),
 ]
