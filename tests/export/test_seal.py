@@ -322,6 +322,17 @@ def test_half_of_a_replaced_package_does_not_come_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.trust("T-EXP-05")
+def test_the_signature_of_a_package_goes_with_it(tmp_path: Path) -> None:
+    """A signed package could not be exported again, not even with --force."""
+    target = make_package(tmp_path / "p")
+    (target / "model.sig").write_text("{}", encoding="utf-8")
+    with pytest.raises(OutputFolderError, match=r"already holds a package"):
+        check_target(target, force=False)
+    export(target)
+    assert what_is_at(target) == "new"
+    assert not (target / "model.sig").exists()
+
+
 def test_a_disk_too_small_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_disk(tmp_path / "not" / "there", 1)
     usage = type("Usage", (), {"free": 1_500_000})

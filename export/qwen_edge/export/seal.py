@@ -21,6 +21,7 @@ from qwen_edge.errors import OutputFolderError, ResourceError, format_bytes
 from qwen_edge.runtime.files.publishing import publish_folder, staging_folder
 from qwen_edge.runtime.files.writing import DISK_FULL
 from qwen_edge.runtime.manifest import FORMAT, MANIFEST_NAME
+from qwen_edge.runtime.package import SIGNATURE_NAME
 
 _MAX_MANIFEST_BYTES = 4 << 20  # more than `read_manifest` takes
 _SMALL_DISK_BYTES = 64_000_000  # an engine's error may name no cause; less than this free is one
@@ -75,7 +76,9 @@ def check_target(target: Path, *, force: bool) -> None:
             folder=str(target),
         )
     files = manifest.get("files")
-    foreign = sorted(names - {MANIFEST_NAME, *(files if isinstance(files, dict) else ())})
+    # A signature is that of the package that goes; whoever has the key signs the new one.
+    ours = {MANIFEST_NAME, SIGNATURE_NAME, *(files if isinstance(files, dict) else ())}
+    foreign = sorted(names - ours)
     if foreign:
         raise _not_replaced(
             target,
