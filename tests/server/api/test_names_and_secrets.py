@@ -132,15 +132,15 @@ def test_what_is_said_is_in_no_log(
 
 @pytest.mark.trust("T-SEC-07")
 def test_a_request_writes_no_lines_of_its_own_into_the_log(
-    start_scripted: Start, caplog: pytest.LogCaptureFixture
+    start_scripted: Start, caplog: pytest.LogCaptureFixture, wait_for: Any
 ) -> None:
     caplog.set_level(logging.INFO, "qwen_edge.server.requests")
     server = start_scripted()
     evil = "x%0aINFO:%20all%20is%20well%1b[2J%e2%80%ae%c2%85"
     for path in (f"/v1/models/{evil}", f"/v1/responses/{evil}", f"/{evil}"):
         assert httpx.get(server.url + path).status_code in (400, 404)
+    wait_for(lambda: len(caplog.records) == 3)  # a line is written when its answer was sent
     messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == 3
     assert all(text.isprintable() for text in messages), messages
 
 
