@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qwen_edge.errors import PackageError, UsageError
-from qwen_edge.runtime import template_budget
+from qwen_edge.runtime import template_budget, template_sandbox
 from qwen_edge.runtime.template import Template, _check_jinja_version
 
 
@@ -82,6 +82,58 @@ def test_endless_templates_are_stopped_in_time(source: str) -> None:
     with pytest.raises(PackageError, match=r"ran for more than|made more than"):
         render(source)
     assert time.thread_time() - start_s < 0.6
+
+
+BIG = "{% set big = 'aB' * 2000000 %}"
+MANY = BIG + "{% set many = range(3000)|map(attribute='x', default=big) %}"
+PRIME = 2**61 - 1  # its multiples have one hash: each is compared with all before it
+LONG_STEPS = {
+    "sort": BIG + "{{ big|sort|length }}",
+    "sort-selected": BIG + "{{ big|select|sort|length }}",
+    "sort-one-text": MANY + "{{ many|sort|length }}",
+    "max-one-text": MANY + "{{ many|max|length }}",
+    "min-one-text": MANY + "{{ many|min|length }}",
+    "unique-one-text": MANY + "{{ many|unique|list|length }}",
+    "unique-characters": BIG + "{{ big|unique|list|length }}",
+    "list-selected": BIG + "{{ big|select|list|length }}",
+    "title": BIG + "{{ big|title }}",
+    "sort-attributes": "{% set a = 'x,' * 99999 %}{{ range(3000)|sort(attribute=a)|length }}",
+    "sort-attributes-by-place": "{% set a = 'x,' * 99999 %}"
+    "{{ range(3000)|sort(false, false, a)|length }}",
+    "max-attributes": "{% set a = 'x.' * 99999 %}{{ range(3000)|max(false, a) }}",
+    "unique-attributes": "{% set a = 'x.' * 99999 %}{{ range(3000)|unique(false, a)|list }}",
+    "map-attributes": "{% set a = 'x.' * 99999 %}"
+    "{{ range(99999)|map(attribute=a, default=1)|list|length }}",
+    "select-attributes": "{% set a = 'real.' * 99999 %}{{ range(99999)|selectattr(a)|list }}",
+    "equal-hashes": f"{{{{ range(0, {PRIME} * 60000, {PRIME})|unique|list|length }}}}",
+    "equal-hashes-found": f"{{% set a = range(0, {PRIME} * 3000, {PRIME})|list %}}"
+    f"{{{{ (a + [{PRIME} * 2999] * 90000)|unique|list|length }}}}",
+    "equal-keys": f"{{% set m = {PRIME} %}}"
+    f"{{{{ dict([{','.join(f'[m*{i},1]' for i in range(5_900))}])|length }}}}"
+    "{{ nothing.there }}",
+}
+
+
+@pytest.mark.trust("T-TPL-03")
+@pytest.mark.parametrize("source", LONG_STEPS.values(), ids=LONG_STEPS.keys())
+def test_no_single_filter_or_call_takes_long(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two looks at the clock."""
+    longest_s = 0.0
+
+    class Watching(template_budget.Budget):
+        def step(self) -> None:
+            nonlocal longest_s
+            longest_s = max(longest_s, time.thread_time() - self._looked_s)
+            super().step()
+
+    monkeypatch.setattr(template_sandbox, "Budget", Watching)
+    monkeypatch.setattr(template_budget, "MAX_RENDER_S", 1.0)
+    template = Template(source)
+    start_s = time.thread_time()
+    with pytest.raises(PackageError):
+        template.render({})
+    assert longest_s < template_budget.MAX_STEP_S / 2
+    assert time.thread_time() - start_s < 1.5
 
 
 GROW = "{% set n = namespace(s='a') %}{% for i in range(60) %}"

@@ -5,6 +5,7 @@ import pytest
 from qwen_edge.runtime.template_budget import (
     MAX_OUTPUT_CHARS,
     MAX_RENDER_S,
+    MAX_STEP_S,
     MAX_VALUE_ITEMS,
     Budget,
     LimitError,
@@ -15,9 +16,24 @@ from qwen_edge.runtime.template_budget import (
 def test_time_ends_at_the_limit() -> None:
     now_s = 100.0
     budget = Budget(lambda: now_s)
-    now_s += MAX_RENDER_S
-    budget.step()
+    for _ in range(4):
+        now_s += MAX_RENDER_S / 4
+        budget.step()
     now_s += 0.001
+    with pytest.raises(LimitError, match="1 s"):
+        budget.step()
+
+
+@pytest.mark.trust("T-TPL-03")
+def test_one_long_pause_of_the_program_is_not_the_templates_fault() -> None:
+    """Garbage of the whole program was collected in the thread that renders."""
+    now_s = 100.0
+    budget = Budget(lambda: now_s)
+    now_s += 60
+    budget.step()
+    now_s += MAX_STEP_S
+    budget.step()
+    now_s += 60
     with pytest.raises(LimitError, match="1 s"):
         budget.step()
 

@@ -3,8 +3,11 @@
 import json
 
 import jinja2
+import jinja2.sandbox
 import pytest
 
+from qwen_edge.errors import PackageError
+from qwen_edge.runtime.template import Template
 from qwen_edge.runtime.template_budget import Budget, LimitError
 from qwen_edge.runtime.template_operations import MeasuredOperations, is_small_power
 
@@ -47,6 +50,36 @@ def test_filters_equal_those_of_jinja2(operations: MeasuredOperations) -> None:
     assert operations.join(rows, ",", "n") == own["join"](context, rows, ",", "n")
     assert operations.trim(" x ") == own["trim"](" x ")
     assert operations.indent("a\n\nb", 3, True) == own["indent"]("a\n\nb", 3, True)
+
+
+ROWS = [{"n": "b", "m": {"k": 2}}, {"n": "A", "m": {"k": 1}}, {"n": "b", "m": {"k": 3}}]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ rows|sort(attribute='n')|map(attribute='m.k')|list }}",
+        "{{ rows|sort(true, true, 'n,m.k')|map(attribute='m.k')|join }}",
+        "{{ rows|unique(attribute='n')|map(attribute='n')|list }}{{ [2, 1, 2]|unique|sort }}",
+        "{{ rows|max(attribute='m.k') }}{{ [3, 1]|min }}{{ []|max }}{{ 'bAc'|sort }}",
+        "{{ rows|selectattr('n', 'equalto', 'b')|list }}{{ rows|rejectattr('m.k')|list }}",
+        "{{ rows|selectattr('n', 'in', 'a,b,c,d,e,f')|list }}",
+        "{{ ['1.2.3.4.5.6']|map('replace', '.', '1.2.3.4.5.6')|list }}",
+        "{{ [0, 1]|select|list }}{{ range(5)|reject('odd')|list }}{{ rows[0]|list }}",
+        "{{ nothing|map('upper')|list }}{{ none|select|list }}{{ nothing|list }}",
+        "{{ dict(rows[0], n=1) }}{{ dict([['a', 1]], b=2) }}{{ dict() }}{{ dict(a=1) }}",
+        "{{ \"it's one-two\"|title }}{{ 'abc'|reverse }}{{ [1, 2]|reverse|list }}",
+    ],
+)
+def test_filters_that_go_through_items_give_what_jinja2s_give(source: str) -> None:
+    plain = jinja2.sandbox.ImmutableSandboxedEnvironment().from_string(source)
+    assert Template(source).render({"rows": ROWS}) == plain.render(rows=ROWS)
+
+
+@pytest.mark.parametrize("call", ["none|list", "5|sort", "5|max", "dict(5)", "dict([1])"])
+def test_what_has_no_items_is_refused_as_before(call: str) -> None:
+    with pytest.raises(PackageError, match="TypeError"):
+        Template("{{ " + call + " }}").render({})
 
 
 @pytest.mark.parametrize("indent", [17, " " * 17, 10**9])

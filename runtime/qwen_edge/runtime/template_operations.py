@@ -5,11 +5,11 @@ place of Jinja2's own filters and asks before operators and text methods.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from jinja2.exceptions import SecurityError
-from jinja2.filters import do_indent
+from jinja2.filters import do_indent, do_title
 
 from qwen_edge.runtime.template_budget import (
     MAX_INTEGER_BITS,
@@ -19,6 +19,7 @@ from qwen_edge.runtime.template_budget import (
 )
 
 _MAX_SEARCH_WORK = 2**26  # characters times characters, for methods that are not linear
+_MAX_ATTRIBUTE_PARTS = 4  # of "a.b,c.d", each of which is looked up in every item
 _SLOW_METHODS = frozenset({"lstrip", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "strip"})
 
 
@@ -71,6 +72,42 @@ class MeasuredOperations:
         text, old_text, new_text = str(value), str(old), str(new)
         self.check_replace(text, old_text, new_text)
         return text.replace(old_text, new_text, -1 if count is None else count)
+
+    def walk(self, value: Iterable[Any]) -> Iterator[Any]:
+        """Yield the items that a filter goes through, looking at the clock at each.
+
+        Also what seems one operation needs this, as putting items into a set: numbers can be
+        chosen so that each is compared with all before it.
+        """
+        for position, item in enumerate(value):
+            if position >= MAX_VALUE_ITEMS:
+                raise LimitError(f"it went through more than {MAX_VALUE_ITEMS:,} items")
+            self._budget.step()
+            yield item
+
+    def take(self, value: Iterable[Any]) -> list[Any]:
+        """Return the items of what a filter is going to compare; one that recurs counts again."""
+        items = list(self.walk(value))
+        return self._budget.check(items)
+
+    def check_attribute(self, name: object) -> None:
+        """Measure the name of what a filter looks up in every item, as "a.b" or "a,b"."""
+        if isinstance(name, str) and name.count(".") + name.count(",") >= _MAX_ATTRIBUTE_PARTS:
+            raise LimitError(f"it names an attribute of over {_MAX_ATTRIBUTE_PARTS} parts")
+
+    def title(self, value: object) -> str:
+        """Filter: a text with capital initials, which Jinja2 makes word by word."""
+        text = str(value)
+        if len(text) > MAX_VALUE_ITEMS:
+            raise LimitError(f"its title has more than {MAX_VALUE_ITEMS:,} characters")
+        return do_title(text)
+
+    def make_dict(self, value: Any = (), /, **named: Any) -> dict[Any, Any]:
+        """Template function: a dict of pairs, of another dict, or of what is named."""
+        found: dict[Any, Any] = {}
+        for key, item in self.walk(value.items() if isinstance(value, dict) else value):
+            found[key] = item
+        return found | named
 
     def join(self, value: Iterable[Any], d: object = "", attribute: str | None = None) -> str:
         """Filter: join the items of a list."""

@@ -6,10 +6,11 @@ branches), every loop test, call, filter, operator and output, and each of these
 clock. Between two looks runs one operation on values that exist already, and no value may be
 larger than `MAX_OUTPUT_CHARS` characters or `MAX_VALUE_ITEMS` items: operations that multiply
 (`*`, `**`, `replace`, `join`, `indent`, ...) are measured before they run, those that
-add (`+`, `~`, lists, macros) after. What chat templates have no use for is not there.
+add (`+`, `~`, lists, macros) after, and those that go through items (`map`, `sort`, ...) look
+at the clock at each. What chat templates have no use for is not there.
 
 What remains open: a template that stays just below every limit can hold some 100 MB for the
-whole second, and its last operation may end some 0.1 s after it.
+whole second, and its last operation may end some 0.3 s after it.
 """
 
 import functools
@@ -70,6 +71,11 @@ _FILTERS = frozenset(
         "upper",
     }
 )
+# Of them, those that go through items: one after the other as these are asked for, or all at once.
+_LAZY_FILTERS = frozenset({"map", "reject", "rejectattr", "select", "selectattr", "unique"})
+_WHOLE_FILTERS = frozenset({"list", "max", "min", "sort", "unique"})
+# Where the name of an attribute stands among what follows the value, unless it is named.
+_ATTRIBUTE_AT = {"max": 1, "min": 1, "rejectattr": 0, "selectattr": 0, "sort": 2, "unique": 1}
 _TEXT_METHODS = frozenset(
     {
         "capitalize",
@@ -145,11 +151,12 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         self.code_generator_class = _SpendingCodeGenerator
         self.finalize = _write
         offered: dict[str, Callable[..., Any]] = {name: self.filters[name] for name in _FILTERS}
-        self.filters = {name: self._spending(offered[name]) for name in _FILTERS}
+        self.filters = {name: self._spending(offered[name], name) for name in _FILTERS}
         self.filters |= {
             "indent": measured.indent,
             "join": measured.join,
             "replace": measured.replace,
+            "title": measured.title,
             "trim": measured.trim,
             "tojson": measured.to_json,
             _STEP: self._spending(lambda value: value),
@@ -158,7 +165,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         self.tests = {name: self._spending(test) for name, test in tests.items()}
         self.globals = {
             "range": self.globals["range"],
-            "dict": dict,
+            "dict": measured.make_dict,
             "namespace": _Namespace,
             "raise_exception": _raise_exception,
             "strftime_now": _strftime_now,
@@ -221,15 +228,30 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         self.budget.check_chars(sum(map(len, texts)))
         return "".join(texts)
 
-    def _spending(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _spending(self, function: Callable[..., Any], name: str = "") -> Callable[..., Any]:
         """Return a filter or test that is checked before and after it runs."""
+        # Jinja2 hands some filters the environment or context before the value.
+        first = 1 if hasattr(function, "jinja_pass_arg") else 0
+        is_walking = name in _LAZY_FILTERS | _WHOLE_FILTERS
 
         @functools.wraps(function)  # also copies Jinja2's mark of what it wants passed
         def spend(*args: Any, **kwargs: Any) -> Any:
             self.budget.step()
+            if is_walking and len(args) > first:
+                value = self._measured_items(name, args[first])
+                at = first + 1 + _ATTRIBUTE_AT.get(name, len(args))
+                self._measured.check_attribute(kwargs.get("attribute", *args[at : at + 1]))
+                args = (*args[:first], value, *args[first + 1 :])
             return self.budget.check(function(*args, **kwargs))
 
         return spend
+
+    def _measured_items(self, name: str, value: Any) -> Any:
+        """Return what the filter is to go through in place of the value."""
+        if name in _WHOLE_FILTERS:
+            value = self._measured.take(value)
+        # Nothing at all (None, what is not defined) is left to the filter.
+        return self._measured.walk(value) if value and name in _LAZY_FILTERS else value
 
 
 class _SpendingCodeGenerator(CodeGenerator):
