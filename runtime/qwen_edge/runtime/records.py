@@ -2,8 +2,8 @@
 
 A record holds only while every file it names has the size, times and number it had; what was
 found may be more than that all is well. A cache folder that cannot be used costs time, never
-correctness. This module knows no package and no engine; `verified.py`, `devices/onnx_opening.py`
-and `devices/compile_trial.py` say what is worth a record.
+correctness. This module knows no package and no engine; `verified.py`, `backends/compiling.py`,
+`devices/onnx_opening.py` and `devices/compile_trial.py` say what is worth a record.
 """
 
 import hashlib

@@ -14,6 +14,8 @@ from xml.parsers import expat
 
 from qwen_edge.errors import PackageError, format_bytes
 
+RULES = "1"
+"""Another text when the check refuses more than before: what was remembered is checked again."""
 MAX_XML_BYTES = 64 << 20
 """Of the text alone. 36 layers have 3.5 MB."""
 _MAX_DEPTH = 48

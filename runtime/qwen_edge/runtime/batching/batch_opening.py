@@ -23,6 +23,7 @@ from qwen_edge.runtime.batching.paged import PagedBatchBackend
 from qwen_edge.runtime.batching.paged_model import compile_paged
 from qwen_edge.runtime.batching.sequential import SequentialBatchBackend
 from qwen_edge.runtime.devices.opening import open_backend
+from qwen_edge.runtime.environment import read_environment
 from qwen_edge.runtime.files.opening import inside
 from qwen_edge.runtime.manifest import (
     MODEL_BIN,
@@ -150,7 +151,8 @@ def _open_paged(
     properties.pop(KERNELS, None)  # the engine's own: rows are then the same in every company
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = threads
-    compiled = compile_paged(read_ir(folder / MODEL_XML), properties)
+    model = read_ir(folder / MODEL_XML, records_dir=read_environment().cache_dir)
+    compiled = compile_paged(model, properties)
     if read_stamps(folder, _FILES) != stamps:
         raise PackageError(
             f"The package {str(folder)!r} was changed while it was being loaded.",

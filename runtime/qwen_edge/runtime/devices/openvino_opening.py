@@ -37,6 +37,7 @@ from qwen_edge.runtime.devices.compile_trial import (
 from qwen_edge.runtime.devices.probing import DeviceReport, probe_devices
 from qwen_edge.runtime.devices.trying import try_in_order
 from qwen_edge.runtime.engine import import_openvino
+from qwen_edge.runtime.environment import read_environment
 from qwen_edge.runtime.manifest import MODEL_BIN, MODEL_XML, DeviceSettings, Manifest
 from qwen_edge.runtime.package import check_sizes
 from qwen_edge.runtime.records import read_stamps
@@ -149,6 +150,7 @@ def _open_on(
             vocab_size=manifest.model.vocab_size,
             threads=threads,
             cache_folder=cache_folder,
+            records_dir=read_environment().cache_dir,
         )
         if read_stamps(folder, _FILES) != stamps:
             backend.close()
@@ -207,6 +209,7 @@ def compile_backend(
     vocab_size: int,
     threads: int | None = None,
     cache_folder: Path | None = None,
+    records_dir: Path | None = None,
 ) -> Backend:
     """Compile the IR in a folder as its settings say, in this process and at once.
 
@@ -217,13 +220,14 @@ def compile_backend(
         threads: CPU threads; None for the engine's choice.
         cache_folder: Where the engine keeps what it compiled, and looks for it first; None for
             nowhere.
+        records_dir: As for `read_ir`.
 
     Raises:
         DeviceError: The device refused the model.
         PackageError: The IR cannot be read, or is another decoder.
         ResourceError: Memory ran out.
     """
-    model = read_ir(folder / MODEL_XML)
+    model = read_ir(folder / MODEL_XML, records_dir=records_dir)
     with blaming_the_model(MODEL_XML):
         _check_ports(model, vocab_size)
     properties = dict(settings.properties)
