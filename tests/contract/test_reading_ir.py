@@ -13,7 +13,7 @@ from qwen_edge.runtime.backends.compiling import read_ir
 from qwen_edge.runtime.environment import read_environment
 from qwen_edge.runtime.manifest import MODEL_BIN, MODEL_XML
 
-AN_HOUR_AGO_S = 1_600_000_000
+LONG_AGO_S = 1_600_000_000
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def folder(tmp_path: Path, demo_package: Path) -> Path:
     """Return a folder with an IR that is not too young for a record."""
     for name in (MODEL_XML, MODEL_BIN):
         shutil.copy(demo_package / name, tmp_path / name)
-        os.utime(tmp_path / name, (AN_HOUR_AGO_S, AN_HOUR_AGO_S))
+        os.utime(tmp_path / name, (LONG_AGO_S, LONG_AGO_S))
     return tmp_path
 
 
@@ -54,7 +54,7 @@ def test_another_file_is_checked_again(
 ) -> None:
     read_ir(folder / MODEL_XML, records_dir=tmp_path / "records")
     shutil.copy(folder / name, tmp_path / "new")
-    os.utime(tmp_path / "new", (AN_HOUR_AGO_S, AN_HOUR_AGO_S))  # what a copy may look like
+    os.utime(tmp_path / "new", (LONG_AGO_S, LONG_AGO_S))  # what a copy may look like
     os.replace(tmp_path / "new", folder / name)
     read_ir(folder / MODEL_XML, records_dir=tmp_path / "records")
     assert len(checked) == 2
@@ -73,7 +73,7 @@ def test_other_rules_check_again(
 def test_a_refused_text_is_refused_each_time(folder: Path, tmp_path: Path) -> None:
     text = (folder / MODEL_XML).read_text(encoding="utf-8")
     (folder / MODEL_XML).write_text(text.replace('from-layer="0"', 'from-layer="77777"', 1))
-    os.utime(folder / MODEL_XML, (AN_HOUR_AGO_S, AN_HOUR_AGO_S))
+    os.utime(folder / MODEL_XML, (LONG_AGO_S, LONG_AGO_S))
     for _ in range(2):
         with pytest.raises(PackageError, match="77777"):
             read_ir(folder / MODEL_XML, records_dir=tmp_path / "records")
@@ -95,7 +95,7 @@ def test_a_package_that_is_loaded_again_is_not_checked_again(
     package = Path(shutil.copytree(demo_package, tmp_path / "package"))
     assert read_environment().cache_dir is not None
     for path in package.iterdir():
-        os.utime(path, (AN_HOUR_AGO_S, AN_HOUR_AGO_S))
+        os.utime(path, (LONG_AGO_S, LONG_AGO_S))
     for _ in range(2):
         load(package, device="CPU", warm_up=False).close()
         load_batch(package, device="CPU", warm_up=False).close()

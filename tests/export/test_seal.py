@@ -321,7 +321,7 @@ def test_half_of_a_replaced_package_does_not_come_back(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["p"]
 
 
-@pytest.mark.trust("T-EXP-05")
+@pytest.mark.trust("T-EXP-11")
 def test_the_signature_of_a_package_goes_with_it(tmp_path: Path) -> None:
     """A signed package could not be exported again, not even with --force."""
     target = make_package(tmp_path / "p")
@@ -333,6 +333,7 @@ def test_the_signature_of_a_package_goes_with_it(tmp_path: Path) -> None:
     assert not (target / "model.sig").exists()
 
 
+@pytest.mark.trust("T-EXP-05")
 def test_a_disk_too_small_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_disk(tmp_path / "not" / "there", 1)
     usage = type("Usage", (), {"free": 1_500_000})

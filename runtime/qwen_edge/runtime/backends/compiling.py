@@ -23,7 +23,7 @@ def read_ir(xml_path: Path, *, records_dir: Path | None = None) -> Any:
     Args:
         xml_path: The `.xml` file; the `.bin` beside it has the same stem.
         records_dir: Where it is remembered of which files the text was checked, as long as these
-            do not change (0.3 s for 36 layers); None to check it now and remember nothing.
+            do not change (0.24 s for 36 layers); None to check it now and remember nothing.
 
     Returns:
         An `openvino.Model` that reads its weights from the file until it is compiled.
