@@ -130,8 +130,13 @@ def test_a_bug_is_called_one(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "This is a bug in qwen-edge." in outcome.err
 
 
-def test_an_interrupt_ends_with_130(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_wrapped", [False, True], ids=["plain", "wrapped"])
+def test_an_interrupt_ends_with_130(
+    is_wrapped: bool, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt() -> None:
+        if is_wrapped:
+            raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()
         raise KeyboardInterrupt
 
     monkeypatch.setattr("qwen_edge.cli.profiles_command.probe_hardware", interrupt)

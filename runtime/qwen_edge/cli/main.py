@@ -168,6 +168,10 @@ def run(arguments: list[str]) -> int:
     except ReaderGoneError:
         return READER_GONE_EXIT_CODE
     except Exception as error:
+        # Python 3.11 wraps a Ctrl-C that comes while a class is made, as imports do.
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            show_cancelled()
+            return INTERRUPTED_EXIT_CODE
         show_bug(error)
         return BUG_EXIT_CODE
 

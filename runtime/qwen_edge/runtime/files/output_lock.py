@@ -7,6 +7,7 @@ what is locked.
 
 import contextlib
 import errno
+import io
 import logging
 import os
 import sys
@@ -37,8 +38,8 @@ def lock_output(target: Path, writer: str = "export") -> Iterator[None]:
         of it does no harm, and the next holder removes it.
     """
     path = target.with_name(f".{target.name}.lock")
-    descriptor = _acquire(path)
-    if descriptor is None:
+    file = _acquire(path)
+    if file is None:
         pid = _read_pid(path)
         holder = f" (process {pid})" if pid else ""
         raise OutputFolderError(
@@ -48,37 +49,41 @@ def lock_output(target: Path, writer: str = "export") -> Iterator[None]:
             pid=pid,
         )
     try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode("ascii"))
+        file.truncate(0)
+        file.write(str(os.getpid()).encode("ascii"))
         yield
     finally:
-        _release(descriptor, path)
+        _release(file, path)
 
 
-def _acquire(path: Path) -> int | None:
-    """Return an open descriptor that holds the lock, or None when another process has it."""
+def _acquire(path: Path) -> io.FileIO | None:
+    """Return an open file that holds the lock, or None when another process has it.
+
+    A file and no descriptor: what Ctrl-C takes from its owner closes itself, and a process that
+    goes on, as a notebook does, has not locked itself out.
+    """
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     while True:
-        descriptor = _open(path, flags)
+        file = _open(path, flags)
         try:
-            _lock(descriptor)
+            _lock(file.fileno())
         except OSError as exc:
             if exc.errno in _HELD:
-                os.close(descriptor)
+                file.close()
                 return None
             # Some network file systems have no locks; then two writers are not kept apart.
             _log.warning("%s cannot be locked: %s", path.parent, exc.strerror or exc)
         # Its last holder may have removed the file after it was opened here: such a lock
         # would keep nobody out.
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        os.close(descriptor)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
 
 
-def _open(path: Path, flags: int) -> int:
+def _open(path: Path, flags: int) -> io.FileIO:
     try:
-        return os.open(path, flags, 0o666)
+        return io.FileIO(path, "r+b", opener=lambda name, _: os.open(name, flags, 0o666))
     except OSError as exc:
         raise OutputFolderError(
             f"The lock file {str(path)!r} cannot be written: {exc.strerror or exc}.",
@@ -87,15 +92,15 @@ def _open(path: Path, flags: int) -> int:
         ) from exc
 
 
-def _release(descriptor: int, path: Path) -> None:
+def _release(file: io.FileIO, path: Path) -> None:
     if sys.platform == "win32":
-        os.close(descriptor)  # an open file cannot be removed there, and one in use will not be
+        file.close()  # an open file cannot be removed there, and one in use will not be
         with contextlib.suppress(OSError):
             path.unlink()
     else:
         with contextlib.suppress(OSError):
             path.unlink()
-        os.close(descriptor)
+        file.close()
 
 
 if sys.platform == "win32":

@@ -105,8 +105,8 @@ def _describe(path: Path, error: OSError) -> UsageError | ResourceError:
 def _remove_stale(path: Path) -> None:
     """Remove what a killed process left of an earlier writing to the same name."""
     prefix = f".{path.name}."
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(path.parent):
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
             is_ours = entry.name.startswith(prefix) and entry.name.endswith(_SUFFIX)
             if is_ours and time.time() - entry.stat().st_mtime > _STALE_S:
                 _LOGGER.info("Removing %s, which an interruption left", entry.name)

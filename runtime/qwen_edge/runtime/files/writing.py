@@ -163,32 +163,22 @@ def remove(path: Path) -> None:
         return
 
 
-class _RawFile(io.RawIOBase):
-    """A file whose every call goes through the disk."""
+class _RawFile(io.FileIO):
+    """A file that is written and closed through the disk.
+
+    Everything else is FileIO's own. `io.BufferedWriter` asks for the place when it is made and
+    drops whatever that raises: written in Python, `tell` lost a Ctrl-C that came in it.
+    """
 
     def __init__(self, path: Path, *, is_new: bool) -> None:
-        self._descriptor = _layer.disk.create(path, is_new=is_new)
+        super().__init__(_layer.disk.create(path, is_new=is_new), "wb", closefd=False)
         self.name = os.fspath(path)
 
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def tell(self) -> int:
-        return os.lseek(self._descriptor, 0, os.SEEK_CUR)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return os.lseek(self._descriptor, offset, whence)
-
     def write(self, data: "ReadableBuffer") -> int:
-        return _layer.disk.write(self._descriptor, memoryview(data).cast("B"))
+        return _layer.disk.write(self.fileno(), memoryview(data).cast("B"))
 
     def close(self) -> None:
         if not self.closed:
+            descriptor = self.fileno()
             super().close()
-            _layer.disk.close(self._descriptor)
+            _layer.disk.close(descriptor)
