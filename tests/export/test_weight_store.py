@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ctrl_c import strike_each
 
 from qwen_edge.export.weight_store import WeightStore
 from qwen_edge.runtime.engine import import_openvino
@@ -30,6 +31,19 @@ def test_arrays_come_back_as_they_went_in(tmp_path: Path) -> None:
 def test_the_spool_is_gone_after_a_failure(tmp_path: Path) -> None:
     with pytest.raises(KeyError), WeightStore(tmp_path / "spool") as store:
         store.add("a", "fp16", (1, 1), -1, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_ctrl_c_ends_it_as_ctrl_c(tmp_path: Path) -> None:
+    """A file whose closing was interrupted cannot be closed once more, and says so."""
+
+    def write() -> None:
+        with WeightStore(tmp_path / "spool") as store:
+            store.add("a", "fp16", (1, 1), -1, {"values": [np.ones((1, 1), np.float16)]})
+            store.freeze()
+
+    assert strike_each(write, lambda: None) > 10
     assert list(tmp_path.iterdir()) == []
 
 

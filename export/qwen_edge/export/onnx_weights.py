@@ -83,9 +83,10 @@ class OnnxWeights:
 
     def close(self) -> None:
         """End writing. Calling it twice is harmless."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        # Given up first: a file whose closing Ctrl-C has interrupted cannot be closed again.
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def stored(self, name: str) -> StoredTensor:
         """Return what the compressor made of a matrix."""

@@ -118,16 +118,18 @@ class WeightStore:
 
     def freeze(self) -> None:
         """End writing and map the file."""
-        assert self._file is not None
-        self._file.close()
-        self._file = None
+        self._end_writing()
         self._map = np.memmap(self._path, dtype=np.uint8, mode="r")
+
+    def _end_writing(self) -> None:
+        # Given up first: a file whose closing Ctrl-C has interrupted cannot be closed again.
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def close(self) -> None:
         """Drop the map and remove the spool file. Calling it twice is harmless."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._end_writing()
         self._nodes.clear()
         self._map = None
         # Windows keeps a mapped file until the last view is gone; the staging folder that holds
